@@ -1,0 +1,8 @@
+"""The one exception for mistakes that a user can cause and mend. A leaf module: it imports nothing, anything may import it."""
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that names the file, key or value, and the remedy.
+
+    Command lines print it without a traceback and exit with status 2.
+    """
