@@ -1,0 +1,99 @@
+"""The assignment network (AN): the moving average of the online network, and the pseudo-labels it hands out (METHOD section 3)."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa_fast.config import TeacherConfig
+from cosa_fast.kernels import fuse_cams
+from cosa_fast.model import CoSANet, Outputs
+
+
+@dataclass
+class AssignedMaps:
+    """M' of one layer: ν and ŷ on the pixel grid (B, H, W) and on the token grid (B, h, w). Categories are uint8, 0 = no class present."""
+
+    confidence: Tensor
+    category: Tensor
+    grid_confidence: Tensor
+    grid_category: Tensor
+
+
+@dataclass
+class Assignment:
+    """What AN gives ON to learn from: maps of M', of M†' (None without auxiliary head), and S' per scale, (2B, K, h_s, w_s)."""
+
+    cam: AssignedMaps
+    cam_aux: AssignedMaps | None
+    seg_logits: list[Tensor]
+
+
+class AssignmentNetwork:
+    """A copy of the online network whose weights follow Θ' ← mΘ' + (1 − m)Θ; it gets no gradient."""
+
+    def __init__(self, student: CoSANet, config: TeacherConfig) -> None:
+        self._config = config
+        self.model = copy.deepcopy(student).eval().requires_grad_(False)
+        self._pairs = self._match(student)
+
+    def _match(self, student: CoSANet) -> list[tuple[Tensor, Tensor]]:
+        own, online = self.model.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
+        return [(own[name].detach(), online[name].detach()) for name in own]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step of the moving average over parameters and buffers; integer buffers are copied."""
+        floating = [(own, online) for own, online in self._pairs if own.is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in floating], [online for _, online in floating], 1 - self._config.momentum)
+        for own, online in self._pairs:
+            if not own.is_floating_point():
+                own.copy_(online)
+
+    @torch.no_grad()
+    def assign(self, images: Tensor, labels: Tensor, valid: Tensor) -> Assignment:
+        """Pseudo-labels for the weak views: images (B, 3, H, W), labels (B, C), valid (B, H, W) bool."""
+        outputs = [self._forward(images, scale) for scale in self._config.scales]
+        size = (images.shape[2], images.shape[3])
+        stride = self.model.stride
+        grid = (size[0] // stride, size[1] // stride)
+
+        def fused(cams: list[Tensor]) -> AssignedMaps:
+            return AssignedMaps(
+                *fuse_cams(cams, labels, size, valid), *fuse_cams(cams, labels, grid, valid_on_grid(valid, grid))
+            )
+
+        cams_aux = [output.cam_aux for output in outputs if output.cam_aux is not None]
+        return Assignment(
+            cam=fused([output.cam for output in outputs]),
+            cam_aux=fused(cams_aux) if cams_aux else None,
+            seg_logits=[output.seg for output in outputs],
+        )
+
+    def _forward(self, images: Tensor, scale: float) -> Outputs:
+        """Outputs for [images; flipped images] at one scale. Without the flip its place is taken by the mirrored
+        maps of the images themselves, so that maxima stay and the temperature of the summed logits keeps its meaning."""
+        scaled = resize_to_stride(images, scale, self.model.stride)
+        if self._config.flip:
+            return self.model(torch.cat([scaled, scaled.flip(-1)]))
+        output = self.model(scaled)
+        return Outputs(*(None if item is None else _with_mirror(item) for item in output))
+
+
+def resize_to_stride(images: Tensor, scale: float, stride: int) -> Tensor:
+    """Images (B, 3, H, W) at about `scale`, each side the nearest multiple of `stride`; bilinear, align_corners=False."""
+    height, width = (max(stride, round(side * scale / stride) * stride) for side in images.shape[2:])
+    if (height, width) == tuple(images.shape[2:]):
+        return images
+    return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def valid_on_grid(valid: Tensor, grid: tuple[int, int]) -> Tensor:
+    """valid (B, H, W) bool on the token grid (B, h, w): a cell is valid if at least half of its pixels are."""
+    return F.adaptive_avg_pool2d(valid.float(), grid) >= 0.5
+
+
+def _with_mirror(maps: Tensor) -> Tensor:
+    return torch.cat([maps, maps.flip(-1)]) if maps.dim() == 4 else torch.cat([maps, maps])

@@ -1,0 +1,111 @@
+"""What a run says while it trains: averages on the device, log.jsonl, TensorBoard events, and a bar or plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class MeanMetrics:
+    """Running means of 0-d tensors, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def update(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add one step's metrics."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means since the last read, on the host; starts anew."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class RunLog:
+    """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal."""
+
+    def __init__(self, directory: Path, total: int, start: int) -> None:
+        self._file = (directory / "log.jsonl").open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+        self._terminal = sys.stderr.isatty()
+        self._total = total
+        self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not self._terminal)
+
+    def advance(self) -> None:
+        """One iteration has ended."""
+        self._bar.update()
+
+    def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
+        """Log scalars of one kind ("train" or "eval") at an iteration."""
+        line = {"kind": kind, "iteration": iteration, **values}
+        self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{kind}/{name}", value, iteration)
+
+    def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None:
+        """The bar's figures, or a plain line where there is no terminal."""
+        shown = {"loss": f"{values['loss']:.3f}", "img/s": f"{values['images_per_second']:.1f}"}
+        shown |= {label: f"{values[name]:.2f}" for name, label in (("xi", "ξ"), ("xi_aux", "ξ†")) if name in values}
+        if self._terminal:
+            self._bar.set_postfix(shown)
+            return
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
+        print(f"iteration {iteration}/{self._total}  {text}  ETA {_duration(eta)}", flush=True)
+
+    def message(self, text: str) -> None:
+        """A line that must be seen."""
+        self._bar.write(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        self._events.close()
+        self._file.close()
+
+
+class StepTimer:
+    """Images per second and the share of time spent waiting for data, since the last read."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    def waited(self, seconds: float) -> None:
+        """One step has ended, `seconds` of it spent waiting for its batch."""
+        self._waited += seconds
+        self._steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """{images_per_second, seconds_per_iteration, data_wait}; starts anew."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - self._start
+        steps, waited = self._steps, self._waited
+        self.__init__()  # type: ignore[misc]
+        return {
+            "images_per_second": steps * batch_size / elapsed,
+            "seconds_per_iteration": elapsed / max(steps, 1),
+            "data_wait": waited / elapsed,
+        }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

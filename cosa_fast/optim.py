@@ -1,0 +1,24 @@
+"""AdamW with the method's two parameter groups: encoder, and heads at `head_multiplier` times its rate (METHOD section 6)."""
+
+import torch
+
+from cosa_fast.config import OptimConfig
+from cosa_fast.model import CoSANet
+from cosa_fast.schedule import learning_rate
+
+
+def build_optimizer(model: CoSANet, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; `multiplier` in each group scales the scheduled rate."""
+    groups = [
+        {"params": model.encoder_parameters(), "multiplier": 1.0},
+        {"params": model.head_parameters(), "multiplier": config.head_multiplier},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: OptimConfig) -> float:
+    """Write the rate of `iteration` into every group; returns the encoder's."""
+    rate = learning_rate(iteration, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["multiplier"]
+    return rate

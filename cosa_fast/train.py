@@ -1,0 +1,30 @@
+"""Train: `python -m cosa_fast.train voc.yaml [key=value ...] [--resume auto]`."""
+
+import argparse
+
+from cosa_fast.cli import run_cli
+from cosa_fast.config import load_config
+from cosa_fast.training import finish, train
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as a configuration file says; prints the last evaluation. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cosa_fast.train", description="Train CoSA.")
+    parser.add_argument("config", help="YAML file, or the name of a shipped one: voc.yaml, coco.yaml, demo.yaml, ...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. optim.batch_size=8")
+    parser.add_argument("--resume", metavar="auto|CHECKPOINT", help="continue the run from its newest or a given checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    arguments = parser.parse_intermixed_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    if summary.results:
+        finish(summary, config)
+        for name, result in summary.results.items():
+            print(f"\n{name} at iteration {summary.iteration}\n{result.table()}")
+        print(f"\nwritten to {summary.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

@@ -1,0 +1,318 @@
+"""A whole run: data, the loop around the engine's step, log, checkpoints, evaluation, and every way in which a run can end."""
+
+import json
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from cosa_fast import checkpoint, manifest
+from cosa_fast.config import Config, config_from_dict, config_to_dict
+from cosa_fast.data_pipeline.augment import AugmentConfig
+from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.engine import Engine, NonFiniteLoss
+from cosa_fast.errors import UserError
+from cosa_fast.evaluation import EvalResult, evaluate_network
+from cosa_fast.logging import MeanMetrics, RunLog, StepTimer
+from cosa_fast.visualise import gallery
+
+GALLERY_IMAGES = 8
+# Below this share of the reliability mass the segmentation is being pulled to background (METHOD section 11).
+FOREGROUND_WARNING = 0.05
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: its folder, the iteration reached, and the last evaluation by network (empty when it was stopped)."""
+
+    directory: Path
+    iteration: int
+    results: dict[str, EvalResult]
+
+
+def train(config: Config, *, resume: str | None = None, overwrite: bool = False) -> Summary:
+    """Train as configured. `resume`: "auto" (the run's newest checkpoint if there is one) or a checkpoint file.
+
+    Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, and on a loss that is not
+    finite; a checkpoint of the last good state is written first.
+    """
+    directory = Path(config.run.output) / config.run.name
+    state = _resume_state(config, directory, resume, overwrite)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    training_set, validation_set = open_datasets(config)
+    run = _Run(config, directory, training_set, validation_set)
+    if state is not None:
+        run.restore(state)
+    return run.execute()
+
+
+def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
+    """The training and the validation split; the latter must have masks and the same classes."""
+    data = config.data
+    training_set = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
+    validation_set = open_dataset(data.format, data.root, data.val_split, classes=data.classes, need_labels=False)
+    if not validation_set.has_masks:
+        raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
+    for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
+        for name in names:
+            if name not in training_set.classes:
+                raise UserError(f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}")
+    return training_set, validation_set
+
+
+def augmentation(config: Config) -> AugmentConfig:
+    """The data section's part that concerns the views."""
+    data = config.data
+    return AugmentConfig(
+        crop_size=data.crop_size,
+        scale_range=data.scale_range,
+        flip_probability=data.flip_probability,
+        blur_probability=data.blur_probability,
+        blur_radius=data.blur_radius,
+        strong=data.strong,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `run.device` means."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device = cuda, but this torch sees no CUDA device; use run.device=auto or cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+class _Run:
+    """The state of one running training."""
+
+    def __init__(self, config: Config, directory: Path, training_set: ImageDataset, validation_set: ImageDataset) -> None:
+        self.config = config
+        self.directory = directory
+        self.training_set = training_set
+        self.validation_set = validation_set
+        self.device = pick_device(config.run.device)
+        self.engine = Engine(config, len(training_set.classes), self.device)
+        self.best = float("-inf")
+        self.stop_signal: int | None = None
+        self.warned = False
+        if config.data.crop_size % self.engine.student.stride:
+            raise UserError(
+                f"data.crop_size = {config.data.crop_size} must be a multiple of the backbone's stride, "
+                f"{self.engine.student.stride}"
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        if tuple(state["classes"]) != self.training_set.classes:
+            raise UserError(f"{self.directory}: the checkpoint was trained on other classes than data.root has")
+        try:
+            self.engine.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{self.directory}: the checkpoint does not fit this configuration ({reason})") from error
+        self.best = float(state["best"])
+
+    def execute(self) -> Summary:
+        """Run to the end, or to a signal."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._describe()
+        previous = {name: signal.signal(name, self._on_signal) for name in (signal.SIGTERM, signal.SIGINT)}
+        self.log = RunLog(self.directory, self.config.optim.iterations, self.engine.iteration)
+        try:
+            results = self._loop()
+        except NonFiniteLoss as error:
+            path = self._save(self.checkpoints / "last_good.pt")
+            raise UserError(
+                f"{error}; the state before it is in {path}: continue from there with a lower optim.lr and --resume {path}"
+            ) from error
+        except UserError:
+            self._save()
+            raise
+        finally:
+            self.log.close()
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+        return Summary(self.directory, self.engine.iteration, results)
+
+    def _describe(self) -> None:
+        text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False, allow_unicode=True)
+        (self.directory / "config.yaml").write_text(text, encoding="utf-8")
+        extra = {
+            "iteration": self.engine.iteration,
+            "data_fingerprint": self.training_set.fingerprint(),
+            "training_images": len(self.training_set),
+            "validation_images": len(self.validation_set),
+        }
+        manifest.write(self.directory / "manifest.json", manifest.describe(self.config, self.device, **extra))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop_signal = number
+
+    def _loop(self) -> dict[str, EvalResult]:
+        config, engine = self.config, self.engine
+        results: dict[str, EvalResult] = {}
+        if engine.iteration >= config.optim.iterations:
+            return self._evaluate()
+        batches = iter(
+            TorchPipeline(
+                self.training_set,
+                augmentation(config),
+                config.optim.batch_size,
+                config.run.seed,
+                start=engine.iteration * config.optim.batch_size,
+                workers=config.data.workers,
+                with_truth=config.loss.guidance == "truth",
+            )
+        )
+        metrics, timer = MeanMetrics(), StepTimer()
+        while engine.iteration < config.optim.iterations:
+            asked = time.perf_counter()
+            batch = next(batches).to(self.device)
+            waited = time.perf_counter() - asked
+            metrics.update(engine.step(batch))
+            timer.waited(waited)
+            self.log.advance()
+            done = engine.iteration == config.optim.iterations
+            if engine.iteration % config.run.log_every == 0 or done:
+                self._report({**metrics.read(), **timer.read(config.optim.batch_size)})
+            if self.stop_signal is not None:
+                return self._stopped()
+            if done or engine.iteration % config.eval.every == 0:
+                results = self._evaluate()
+                timer = StepTimer()
+            if done or engine.iteration % config.run.checkpoint_every == 0:
+                self._save()
+        return results
+
+    def _report(self, values: dict[str, float]) -> None:
+        iteration = self.engine.iteration
+        self.log.record(iteration, values)
+        remaining = self.config.optim.iterations - iteration
+        self.log.progress(iteration, values, remaining * values["seconds_per_iteration"])
+        if values.get("foreground_reliability", 1.0) < FOREGROUND_WARNING and not self.warned:
+            self.warned = True
+            self.log.message(
+                f"warning: iteration {iteration}: foreground holds {values['foreground_reliability']:.1%} of the reliability "
+                "mass of the CAM pseudo-label; without loss.foreground_weight the segmentation collapses to background"
+            )
+
+    def _evaluate(self) -> dict[str, EvalResult]:
+        """Evaluate ON and AN, log both, and keep the best checkpoint by AN's label-free segmentation (its CAM before co-training)."""
+        results = {}
+        for name, model in (("student", self.engine.student), ("teacher", self.engine.teacher.model)):
+            results[name] = evaluate_network(
+                model,
+                self.validation_set,
+                classes=self.validation_set.classes,
+                eval=self.config.eval,
+                teacher=self.config.teacher,
+                mean=self.config.data.mean,
+                std=self.config.data.std,
+                device=self.device,
+                thresholds=self._evaluation_thresholds(),
+                limit=self._evaluation_limit(),
+            )
+            summary = {key: value for key, value in results[name].summary().items() if value == value}
+            self.log.record(self.engine.iteration, {"network": name, **summary}, kind=f"eval_{name}")
+            self.log.message(f"iteration {self.engine.iteration} {name}: {_headline(summary)}")
+        self._keep_best(results["teacher"])
+        return results
+
+    def _evaluation_limit(self) -> int | None:
+        """eval.limit shortens the evaluations in the loop; the last one is over everything."""
+        return None if self.engine.iteration >= self.config.optim.iterations else self.config.eval.limit
+
+    def _evaluation_thresholds(self) -> tuple[float | None, float | None]:
+        """(ξ, ξ†) once there are some."""
+        if self.engine.iteration <= self.config.optim.cotrain_after or self.config.threshold.mode == "band":
+            return None, None
+        xi, xi_aux = self.engine.threshold_values
+        return float(xi), float(xi_aux)
+
+    def _keep_best(self, result: EvalResult) -> None:
+        summary = result.summary()
+        cotrained = self.engine.iteration > self.config.optim.cotrain_after
+        score = summary["seg_label_free"] if cotrained else summary["cam_best"] - 1000
+        if score > self.best:
+            self.best = score
+            self._save(self.checkpoints / "best.pt")
+
+    def _stopped(self) -> dict[str, EvalResult]:
+        path = self._save()
+        self.log.message(f"stopped by a signal at iteration {self.engine.iteration}; saved {path}; go on with --resume auto")
+        return {}
+
+    def _save(self, path: Path | None = None) -> Path:
+        rotating = path is None
+        path = path or checkpoint.numbered_path(self.checkpoints, self.engine.iteration)
+        state = {
+            **self.engine.state_dict(),
+            "config": config_to_dict(self.config),
+            "classes": list(self.training_set.classes),
+            "best": self.best,
+        }
+        checkpoint.save(path, state)
+        if rotating:
+            checkpoint.rotate(self.checkpoints, self.config.run.keep)
+        return path
+
+
+def finish(summary: Summary, config: Config) -> None:
+    """Leave the last evaluation beside the run: results.json, and gallery.png with pictures of the teacher's view."""
+    figures = {name: result.summary() for name, result in summary.results.items()}
+    text = json.dumps({"iteration": summary.iteration, **figures}, indent=2)
+    (summary.directory / "results.json").write_text(text + "\n", encoding="utf-8")
+    networks = checkpoint.load_networks(checkpoint.latest(summary.directory / "checkpoints") or "")
+    gallery(networks, open_datasets(config)[1], summary.directory / "gallery.png", GALLERY_IMAGES)
+
+
+def _resume_state(config: Config, directory: Path, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
+    newest = checkpoint.latest(directory / "checkpoints")
+    if resume is None:
+        if newest is not None and not overwrite:
+            raise UserError(
+                f"{directory} holds a run already ({newest.name}); continue it with --resume auto, replace it with "
+                "--overwrite, or give this one another run.name"
+            )
+        _clear(directory)
+        return None
+    path = newest if resume == "auto" else Path(resume)
+    if path is None:
+        return None
+    state = checkpoint.load(path)
+    _compare(config, state, path)
+    return state
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier run of the same name left, so that two runs never mix in one folder."""
+    patterns = ("checkpoints/*.pt", "tensorboard/*", "log.jsonl", "manifest.json", "results.json", "gallery.png")
+    for path in (path for pattern in patterns for path in directory.glob(pattern)):
+        path.unlink()
+
+
+def _compare(config: Config, state: dict[str, Any], path: Path) -> None:
+    """Say which settings differ from the checkpoint's: the run goes on with the new ones, but not bit for bit."""
+    saved = config_from_dict(state["config"], where=str(path))
+    same_run = replace(saved, run=config.run, eval=config.eval)
+    if config == same_run:
+        return
+    old, new = config_to_dict(same_run), config_to_dict(config)
+    changed = [f"{s}.{k}: {old[s][k]} -> {new[s][k]}" for s in new for k in new[s] if old[s][k] != new[s][k]]
+    print(f"resuming {path} with other settings ({'; '.join(changed)})", flush=True)
+
+
+def _headline(summary: dict[str, float]) -> str:
+    names = {"seg_label_free": "seg label-free", "seg_label_aware": "seg label-aware", "cam_best": "CAM at best threshold"}
+    return "  ".join(f"{label} {summary[name]:.1f}" for name, label in names.items() if name in summary)

@@ -1,0 +1,38 @@
+"""Packaging. Versions here are loose; constraints.txt holds the set that the tests run with."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="cosa-fast",
+    version="0.1.0",
+    description="Training engine for CoSA: weakly supervised semantic segmentation from image-level labels",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cosa_fast", "cosa_fast.*"]),
+    package_data={"cosa_fast": ["configs/*.yaml"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "timm>=1.0.20",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "pyyaml>=6.0",
+        "safetensors>=0.4",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "coco": ["pycocotools>=2.0.8"],
+        "dev": [
+            "pycocotools>=2.0.8",
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "scikit-learn>=1.5",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "types-PyYAML",
+            "types-tqdm",
+            "types-setuptools",
+        ],
+    },
+)
