@@ -1,4 +1,5 @@
-"""The assignment network (AN): the moving average of the online network, and the pseudo-labels it hands out (METHOD section 3)."""
+"""The assignment network (AN): the moving average of the online network, and the pseudo-labels it hands out (METHOD
+section 3)."""
 
 import copy
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from cosa_fast.model import CoSANet, Outputs
 
 @dataclass
 class AssignedMaps:
-    """M' of one layer: ν and ŷ on the pixel grid (B, H, W) and on the token grid (B, h, w). Categories are uint8, 0 = no class present."""
+    """M' of one layer: ν and ŷ on the pixel grid (B, H, W) and on the token grid (B, h, w). Categories are uint8, 0 =
+    no class present."""
 
     confidence: Tensor
     category: Tensor
@@ -24,7 +26,8 @@ class AssignedMaps:
 
 @dataclass
 class Assignment:
-    """What AN gives ON to learn from: maps of M', of M†' (None without auxiliary head), and S' per scale, (2B, K, h_s, w_s)."""
+    """What AN gives ON to learn from: maps of M', of M†' (None without auxiliary head), and S' per scale, (2B, K,
+    h_s, w_s)."""
 
     cam: AssignedMaps
     cam_aux: AssignedMaps | None
@@ -47,7 +50,9 @@ class AssignmentNetwork:
     def update(self) -> None:
         """One step of the moving average over parameters and buffers; integer buffers are copied."""
         floating = [(own, online) for own, online in self._pairs if own.is_floating_point()]
-        torch._foreach_lerp_([own for own, _ in floating], [online for _, online in floating], 1 - self._config.momentum)
+        torch._foreach_lerp_(
+            [own for own, _ in floating], [online for _, online in floating], 1 - self._config.momentum
+        )
         for own, online in self._pairs:
             if not own.is_floating_point():
                 own.copy_(online)
@@ -74,7 +79,8 @@ class AssignmentNetwork:
 
     def _forward(self, images: Tensor, scale: float) -> Outputs:
         """Outputs for [images; flipped images] at one scale. Without the flip its place is taken by the mirrored
-        maps of the images themselves, so that maxima stay and the temperature of the summed logits keeps its meaning."""
+        maps of the images themselves, so that maxima stay and the temperature of the summed logits keeps its
+        meaning."""
         scaled = resize_to_stride(images, scale, self.model.stride)
         if self._config.flip:
             return self.model(torch.cat([scaled, scaled.flip(-1)]))
@@ -83,7 +89,8 @@ class AssignmentNetwork:
 
 
 def resize_to_stride(images: Tensor, scale: float, stride: int) -> Tensor:
-    """Images (B, 3, H, W) at about `scale`, each side the nearest multiple of `stride`; bilinear, align_corners=False."""
+    """Images (B, 3, H, W) at about `scale`, each side the nearest multiple of `stride`; bilinear,
+    align_corners=False."""
     height, width = (max(stride, round(side * scale / stride) * stride) for side in images.shape[2:])
     if (height, width) == tuple(images.shape[2:]):
         return images

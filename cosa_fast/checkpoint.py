@@ -18,7 +18,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Networks:
-    """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), None before co-training or without one."""
+    """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), None before co-training or without
+    one."""
 
     config: Config
     classes: tuple[str, ...]

@@ -8,7 +8,8 @@ from cosa_fast.errors import UserError
 
 
 def run_cli(main: Callable[[list[str]], int]) -> int:
-    """Run `main(argv)`; a UserError becomes one line on stderr and exit status 2 (`--debug` shows the traceback instead)."""
+    """Run `main(argv)`; a UserError becomes one line on stderr and exit status 2 (`--debug` shows the traceback
+    instead)."""
     argv = sys.argv[1:]
     debug = "--debug" in argv
     try:
@@ -19,6 +20,7 @@ def run_cli(main: Callable[[list[str]], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; point stdout elsewhere so that the interpreter's last flush stays quiet.
+        # The reader of our output (head, less) has gone; point stdout elsewhere so that the interpreter's last flush
+        # stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

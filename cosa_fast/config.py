@@ -18,7 +18,8 @@ CONFIG_DIRECTORY = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images and views. `labels`: label file (None: searched in `root`). `mean`, `std`: what the backbone was trained with."""
+    """Images and views. `labels`: label file (None: searched in `root`). `mean`, `std`: what the backbone was trained
+    with."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -39,7 +40,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `weights`: "hub", "none" or a file. `aux_layer`: block of F†, counted from the end (None: no auxiliary head).
+    """The network. `weights`: "hub", "none" or a file. `aux_layer`: block of F†, counted from the end (None: no
+    auxiliary head).
     `arguments` go to timm.create_model. `detach`: gradient switch of the guided CAM."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
@@ -62,7 +64,8 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class ThresholdConfig:
-    """Where a CAM becomes foreground: `dynamic` ξ and ξ† (eq. 6), `fixed` values, or a `band` whose inside is ignored."""
+    """Where a CAM becomes foreground: `dynamic` ξ and ξ† (eq. 6), `fixed` values, or a `band` whose inside is
+    ignored."""
 
     mode: Literal["dynamic", "fixed", "band"] = "dynamic"
     value: float = bounded(0.45, low=0.001, high=0.999)
@@ -120,7 +123,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter the mean besides
+    """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
+    the mean besides
     background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all)."""
 
     every: int = bounded(2000, low=1)
@@ -161,11 +165,14 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (`voc.yaml` without a path is found among the shipped ones), then apply `key=value` overrides in order.
+    """Read a YAML file (`voc.yaml` without a path is found among the shipped ones), then apply `key=value` overrides
+    in order.
 
-    A `base: other.yaml` key takes another file's settings first (looked up beside the file, then among the shipped ones).
+    A `base: other.yaml` key takes another file's settings first (looked up beside the file, then among the shipped
+    ones).
 
-    Raises UserError with one line that names file, key and value: unknown key (with the nearest valid one), wrong type, out of range.
+    Raises UserError with one line that names file, key and value: unknown key (with the nearest valid one), wrong
+    type, out of range.
     """
     source = find_config(Path(path))
     return config_from_dict(_read_with_base(source, ()), overrides, where=str(path))

@@ -1,4 +1,5 @@
-"""Strict reading of nested dictionaries into frozen dataclasses: unknown keys, wrong types and values out of range are UserErrors."""
+"""Strict reading of nested dictionaries into frozen dataclasses: unknown keys, wrong types and values out of range
+are UserErrors."""
 
 import dataclasses
 import difflib
@@ -29,7 +30,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a mapping of sections (data, model, ...), but holds a {type(values).__name__}")
+        raise UserError(
+            f"{path}: must be a mapping of sections (data, model, ...), but holds a {type(values).__name__}"
+        )
     return values
 
 

@@ -1,4 +1,5 @@
-"""The plain training step: AN assigns, ON learns, AN follows. Readable first; everything faster is measured against it."""
+"""The plain training step: AN assigns, ON learns, AN follows. Readable first; everything faster is measured against
+it."""
 
 from typing import Any
 
@@ -26,7 +27,8 @@ class NonFiniteLoss(Exception):
 class Engine:
     """Online network, assignment network, optimiser and thresholds, and the step that moves them.
 
-    `iteration` counts the finished steps; it alone decides learning rate, phase, and (outside) the position in the data.
+    `iteration` counts the finished steps; it alone decides learning rate, phase, and (outside) the position in the
+    data.
     """
 
     def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
@@ -53,7 +55,8 @@ class Engine:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration on a batch that is on the device; returns detached 0-d metrics: `loss`, every term, statistics.
 
-        Raises NonFiniteLoss before anything is changed: weights, moments, thresholds and counter stay those of the last good step.
+        Raises NonFiniteLoss before anything is changed: weights, moments, thresholds and counter stay those of the
+        last good step.
         """
         rate = set_learning_rate(self.optimizer, self.iteration, self.config.optim)
         before = [threshold.state_dict() for threshold in self.thresholds]

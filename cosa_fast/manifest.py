@@ -47,7 +47,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+changes" where it differs; None where the package was installed without its repository."""
+    """The commit of the source tree, with "+changes" where it differs; None where the package was installed without
+    its repository."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

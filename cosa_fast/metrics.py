@@ -20,7 +20,8 @@ IGNORE_INDEX = 255
 def iou_from_counts(counts: Tensor) -> Tensor:
     """Per-class IoU.
 
-    counts: (..., K, K) integer, indexed [truth, prediction]. Returns (..., K) float64 in [0, 1], NaN for a class in neither.
+    counts: (..., K, K) integer, indexed [truth, prediction].
+    Returns (..., K) float64 in [0, 1], NaN for a class that occurs in neither.
     """
     hits = counts.diagonal(dim1=-2, dim2=-1).double()
     union = counts.sum(-1).double() + counts.sum(-2).double() - hits
@@ -28,7 +29,7 @@ def iou_from_counts(counts: Tensor) -> Tensor:
 
 
 def mean_iou(iou: Tensor, indices: Sequence[int] | None = None) -> Tensor:
-    """Mean of iou (..., K) over the classes `indices` (None: all), NaN left out; NaN where nothing is left. Returns (...)."""
+    """Mean of iou (..., K) over the classes `indices` (None: all), NaN left out: (...), NaN where nothing is left."""
     chosen = iou if indices is None else iou[..., list(indices)]
     return chosen.nanmean(-1)
 
@@ -72,9 +73,9 @@ class BestThreshold(NamedTuple):
 
 
 class ThresholdSweep:
-    """Confusion matrices of the CPL (category where confidence ≥ threshold, else background) at many thresholds, one pass.
+    """Confusion matrices of the CPL (category where confidence ≥ threshold, else background) at many thresholds.
 
-    counts[b, category, truth], b = the number of grid thresholds ≤ confidence: the matrix at every grid threshold follows.
+    One pass: counts[b, category, truth], b = the number of grid thresholds ≤ confidence, hold all of the matrices.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float], device: torch.device | str = "cpu") -> None:
@@ -88,7 +89,8 @@ class ThresholdSweep:
     def update(self, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
         """Add one map or batch, all of one shape.
 
-        confidence: float; category: integer in 0..K-1; truth: integer in {0..K-1, 255}. ValueError for other values or shapes.
+        confidence: float; category: integer in 0..K-1; truth: integer in {0..K-1, 255}.
+        ValueError for other values (where the truth is not 255) or shapes.
         """
         confidence, category, truth = _valid_pixels((confidence, category, truth), truth)
         _check_range("category", category, self.num_classes)

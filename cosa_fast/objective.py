@@ -1,4 +1,5 @@
-"""The CoSA objective: which losses, with which weights (METHOD section 5). The losses themselves are in cosa_fast.kernels."""
+"""The CoSA objective: which losses, with which weights (METHOD section 5). The losses themselves are in
+cosa_fast.kernels."""
 
 from dataclasses import dataclass
 
@@ -12,13 +13,15 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
 from cosa_fast.model import Outputs
 
-# The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with this.
+# The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with
+# this.
 ENERGY_INNER_WEIGHT = 1e-7
 
 
 @dataclass
 class Target:
-    """One CAM pseudo-label: AN's maps, the threshold ξ () that divides them, and the band to ignore where the recipe has one."""
+    """One CAM pseudo-label: AN's maps, the threshold ξ () that divides them, and the band to ignore where the recipe
+    has one."""
 
     maps: AssignedMaps
     threshold: Tensor
@@ -53,7 +56,8 @@ class Objective:
     def cotraining(
         self, outputs: Outputs, assignment: Assignment, batch: Batch, thresholds: tuple[Tensor, Tensor], noise_seed: int
     ) -> dict[str, Tensor]:
-        """The terms that swap assignments between AN and ON: c2s, c2s†, s2c, csc and energy, as far as they have a weight."""
+        """The terms that swap assignments between AN and ON: c2s, c2s†, s2c, csc and energy, as far as they have a
+        weight."""
         targets = self.targets(assignment, thresholds)
         terms = self._cam_to_seg(outputs, targets, batch)
         if "s2c" in self.weights:
@@ -111,7 +115,8 @@ class Objective:
         )
 
     def _contrastive(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
-        """Eqs. 9, 10 on the token grid, with the low-perplexity pixels of M†' (of M' where there is no auxiliary head)."""
+        """Eqs. 9, 10 on the token grid, with the low-perplexity pixels of M†' (of M' where there is no auxiliary
+        head)."""
         grid = (outputs.cam.shape[2], outputs.cam.shape[3])
         return contrastive_separation(
             outputs.cam,
@@ -145,7 +150,8 @@ class Objective:
 
     @torch.no_grad()
     def diagnostics(self, target: Target, valid: Tensor) -> dict[str, Tensor]:
-        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels and of the
+        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels
+        and of the
         reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns of."""
         config, maps = self._config, target.maps
         inside = valid_on_grid(valid, (maps.grid_confidence.shape[1], maps.grid_confidence.shape[2]))

@@ -1,4 +1,5 @@
-"""AdamW with the method's two parameter groups: encoder, and heads at `head_multiplier` times its rate (METHOD section 6)."""
+"""AdamW with the method's two parameter groups: encoder, and heads at `head_multiplier` times its rate (METHOD
+section 6)."""
 
 import torch
 

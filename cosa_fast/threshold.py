@@ -1,4 +1,5 @@
-"""The CAM thresholds ξ and ξ† (METHOD section 4, eq. 6): a queue of confidence histograms and the mixture fitted to their sum."""
+"""The CAM thresholds ξ and ξ† (METHOD section 4, eq. 6): a queue of confidence histograms and the mixture fitted to
+their sum."""
 
 from typing import Any
 

@@ -12,7 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cosa_fast.train", description="Train CoSA.")
     parser.add_argument("config", help="YAML file, or the name of a shipped one: voc.yaml, coco.yaml, demo.yaml, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. optim.batch_size=8")
-    parser.add_argument("--resume", metavar="auto|CHECKPOINT", help="continue the run from its newest or a given checkpoint")
+    parser.add_argument(
+        "--resume", metavar="auto|CHECKPOINT", help="continue the run from its newest or a given checkpoint"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)

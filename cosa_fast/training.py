@@ -1,4 +1,5 @@
-"""A whole run: data, the loop around the engine's step, log, checkpoints, evaluation, and every way in which a run can end."""
+"""A whole run: data, the loop around the engine's step, log, checkpoints, evaluation, and every way in which a run
+can end."""
 
 import json
 import signal
@@ -29,7 +30,8 @@ FOREGROUND_WARNING = 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: its folder, the iteration reached, and the last evaluation by network (empty when it was stopped)."""
+    """How a run ended: its folder, the iteration reached, and the last evaluation by network (empty when it was
+    stopped)."""
 
     directory: Path
     iteration: int
@@ -63,7 +65,9 @@ def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
             if name not in training_set.classes:
-                raise UserError(f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}")
+                raise UserError(
+                    f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}"
+                )
     return training_set, validation_set
 
 
@@ -92,7 +96,9 @@ def pick_device(name: str) -> torch.device:
 class _Run:
     """The state of one running training."""
 
-    def __init__(self, config: Config, directory: Path, training_set: ImageDataset, validation_set: ImageDataset) -> None:
+    def __init__(
+        self, config: Config, directory: Path, training_set: ImageDataset, validation_set: ImageDataset
+    ) -> None:
         self.config = config
         self.directory = directory
         self.training_set = training_set
@@ -208,7 +214,8 @@ class _Run:
             )
 
     def _evaluate(self) -> dict[str, EvalResult]:
-        """Evaluate ON and AN, log both, and keep the best checkpoint by AN's label-free segmentation (its CAM before co-training)."""
+        """Evaluate ON and AN, log both, and keep the best checkpoint by AN's label-free segmentation (its CAM before
+        co-training)."""
         results = {}
         for name, model in (("student", self.engine.student), ("teacher", self.engine.teacher.model)):
             results[name] = evaluate_network(
@@ -250,7 +257,9 @@ class _Run:
 
     def _stopped(self) -> dict[str, EvalResult]:
         path = self._save()
-        self.log.message(f"stopped by a signal at iteration {self.engine.iteration}; saved {path}; go on with --resume auto")
+        self.log.message(
+            f"stopped by a signal at iteration {self.engine.iteration}; saved {path}; go on with --resume auto"
+        )
         return {}
 
     def _save(self, path: Path | None = None) -> Path:
@@ -314,5 +323,9 @@ def _compare(config: Config, state: dict[str, Any], path: Path) -> None:
 
 
 def _headline(summary: dict[str, float]) -> str:
-    names = {"seg_label_free": "seg label-free", "seg_label_aware": "seg label-aware", "cam_best": "CAM at best threshold"}
+    names = {
+        "seg_label_free": "seg label-free",
+        "seg_label_aware": "seg label-aware",
+        "cam_best": "CAM at best threshold",
+    }
     return "  ".join(f"{label} {summary[name]:.1f}" for name, label in names.items() if name in summary)
