@@ -1,0 +1,189 @@
+"""Evaluation of one network on one set of images with masks (METHOD section 7).
+
+Images are read one by one at their own size; of each only counts are kept, so memory does not grow with the set.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cosa_fast.cam import normalised_cams, present_classes, strongest
+from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.errors import UserError
+from cosa_fast.eval_result import CamScore, EvalResult, Score
+from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
+from cosa_fast.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
+
+if TYPE_CHECKING:
+    from cosa_fast.config import EvalConfig, TeacherConfig
+    from cosa_fast.data_pipeline.base import ImageDataset
+    from cosa_fast.model import CoSANet, Outputs
+
+
+def evaluate_network(
+    model: CoSANet,
+    dataset: ImageDataset,
+    *,
+    classes: Sequence[str],
+    eval: EvalConfig,
+    teacher: TeacherConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    thresholds: tuple[float | None, float | None] = (None, None),
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
+
+    classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread.
+    The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes) the teacher's; a scale that
+    both name is computed once. progress(done, total) is called after each image.
+    Raises UserError for a set without masks or with other classes, for unknown class names, and for unreadable files.
+    """
+    _check_dataset(dataset, classes)
+    indices = tuple(range(len(classes) + 1))
+    if eval.classes is not None:
+        indices = (0, *_class_indices(eval.classes, classes, "eval.classes"))
+    coexistence = _class_indices(eval.coexistence, classes, "eval.coexistence")
+    chosen = _spread(len(dataset), limit)
+    counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
+    with inference(model):
+        for done, index in enumerate(chosen, start=1):
+            image = normalise(dataset.image(index), mean, std).to(device)
+            truth = torch.from_numpy(dataset.mask(index)).to(device)
+            outputs = forward_scales(
+                model,
+                image,
+                (*eval.scales, *teacher.scales),
+                flip=eval.flip or teacher.flip,
+                seg_scales=eval.scales,
+            )
+            counts.add_segmentation([_rows(outputs[s].seg, eval.flip) for s in eval.scales], truth)
+            counts.add_cams([outputs[s] for s in teacher.scales], teacher.flip, truth)
+            if progress is not None:
+                progress(done, len(chosen))
+    return counts.result(len(chosen), indices, coexistence)
+
+
+class _CamCounts:
+    """Counts of the CPLs of one map (M', M†' or their mean)."""
+
+    def __init__(self, num_classes: int, step: float, threshold: float | None, device: torch.device | str) -> None:
+        self.threshold = threshold
+        self.sweep = ThresholdSweep(num_classes, threshold_grid(step), device)
+        self.at_threshold = None if threshold is None else ConfusionMatrix(num_classes, device)
+
+    def add(self, maps: Tensor, present: Tensor, truth: Tensor) -> None:
+        confidence, category = strongest(maps, present)
+        self.sweep.update(confidence, category, truth)
+        if self.at_threshold is not None:
+            self.at_threshold.update(category * (confidence >= self.threshold), truth)
+
+    def score(self, indices: Sequence[int], coexistence: Sequence[int]) -> CamScore:
+        best = self.sweep.best(indices)
+        own = None if self.at_threshold is None else _score(self.at_threshold.iou(), indices, coexistence)
+        return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, self.threshold)
+
+
+class _Counts:
+    """Everything that is counted over the set."""
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        step: float,
+        thresholds: tuple[float | None, float | None],
+        device: torch.device | str,
+    ) -> None:
+        num_classes = len(classes)
+
+        def cam(threshold: float | None) -> _CamCounts:
+            return _CamCounts(num_classes, step, threshold, device)
+
+        self.classes = classes
+        main, aux = (None if value is None else float(value) for value in thresholds)
+        self.label_free = ConfusionMatrix(num_classes, device)
+        self.label_aware = ConfusionMatrix(num_classes, device)
+        self.cam, self.cam_aux = cam(main), cam(aux)
+        self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
+        self.has_aux = False
+
+    def add_segmentation(self, segs: Sequence[Tensor], truth: Tensor) -> None:
+        """segs: one per scale, (2 or 1, K, h_s, w_s); truth: (H, W) uint8."""
+        allowed = allowed_classes(present_classes(truth), len(self.classes))
+        for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
+            self.label_free.update(best_class(logits), truth[rows])
+            self.label_aware.update(best_class(logits, allowed), truth[rows])
+
+    def add_cams(self, outputs: Sequence[Outputs], flip: bool, truth: Tensor) -> None:
+        """outputs: one per scale of the teacher; truth: (H, W) uint8."""
+        present, size = present_classes(truth), (truth.shape[0], truth.shape[1])
+        maps = normalised_cams([_rows(output.cam, flip) for output in outputs], present, size)
+        self.cam.add(maps, present, truth)
+        aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
+        if aux:
+            self.has_aux = True
+            maps_aux = normalised_cams(aux, present, size)
+            self.cam_aux.add(maps_aux, present, truth)
+            self.ensemble.add((maps + maps_aux) / 2, present, truth)
+
+    def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
+        return EvalResult(
+            images=images,
+            classes=self.classes,
+            indices=indices,
+            label_free=_score(self.label_free.iou(), indices, coexistence),
+            label_aware=_score(self.label_aware.iou(), indices, coexistence),
+            cam=self.cam.score(indices, coexistence),
+            cam_aux=self.cam_aux.score(indices, coexistence) if self.has_aux else None,
+            ensemble=self.ensemble.score(indices, coexistence) if self.has_aux else None,
+        )
+
+
+def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> Score:
+    percent = 100 * iou
+    c_miou = float(mean_iou(percent, coexistence)) if coexistence else None
+    return Score(float(mean_iou(percent, indices)), tuple(percent.tolist()), c_miou)
+
+
+def _rows(maps: Tensor, flip: bool) -> Tensor:
+    """Without flip, only the row of the image itself (the other may exist because somebody else needs it)."""
+    return maps if flip else maps[:1]
+
+
+def _check_dataset(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    if not dataset.has_masks:
+        raise UserError("the evaluation set has no masks; choose another data.val_split or data.root")
+    if tuple(dataset.classes) != tuple(classes):
+        raise UserError(
+            f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "
+            "set data.root or data.classes to the set that the network was trained for"
+        )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
+
+
+def _class_indices(names: Sequence[str], classes: Sequence[str], key: str) -> list[int]:
+    """Mask indices (1..C) of class names; the background is 0."""
+    known: dict[str, Any] = {name: index for index, name in enumerate(("background", *classes))}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(classes)}"
+            raise UserError(f"{key}: there is no class '{name}'; {hint}")
+    return [known[name] for name in names if name != "background"]
+
+
+def _spread(length: int, limit: int | None) -> list[int]:
+    count = length if limit is None else min(limit, length)
+    if count < 1:
+        raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")
+    return [position * length // count for position in range(count)]

@@ -1,0 +1,127 @@
+"""Pictures: the palette of class indices, overlays, heat maps, and the gallery of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cosa_fast.cam import normalised_cams, present_classes, strongest
+from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.inference import forward_scales, inference, segment
+
+if TYPE_CHECKING:
+    from cosa_fast.checkpoint import Networks
+    from cosa_fast.data_pipeline.base import ImageDataset
+
+TILE = 192
+MARGIN = 6
+HEADING = 20
+# Before there is a ξ, the CPL column shows this one.
+DEFAULT_THRESHOLD = 0.5
+# Black, blue, red, yellow, white: equal steps of brightness, so that the map reads in grey, too.
+_HEAT = np.array([(0, 0, 0), (40, 20, 150), (200, 40, 70), (250, 180, 40), (255, 255, 220)], dtype=np.float64)
+
+
+def palette() -> np.ndarray:
+    """(256, 3) uint8: the colours of PASCAL VOC.
+
+    Bit j of red, green, blue, counted from the top, is bit 3j, 3j + 1, 3j + 2 of the index: neighbours differ strongly.
+    """
+    index = np.arange(256)[:, None]
+    channel = np.arange(3)[None, :]
+    return sum((((index >> (3 * bit + channel)) & 1) << (7 - bit)) for bit in range(8)).astype(np.uint8)
+
+
+def palette_image(classes: np.ndarray) -> Image.Image:
+    """A palette image whose pixel values are the (H, W) uint8 class indices themselves."""
+    image = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8), mode="L")
+    image.putpalette(palette().tobytes())
+    return image
+
+
+def colourise(classes: np.ndarray) -> Image.Image:
+    """(H, W) uint8 class indices (255: ignored) as an RGB image in the palette's colours."""
+    return Image.fromarray(palette()[classes])
+
+
+def overlay(image: Image.Image, classes: np.ndarray, opacity: float = 0.5) -> Image.Image:
+    """The RGB image with the (H, W) uint8 foreground classes laid over it; background stays as it is."""
+    blended = Image.blend(image, colourise(classes), opacity)
+    return Image.composite(blended, image, Image.fromarray(classes > 0))
+
+
+def heat_map(confidence: np.ndarray, image: Image.Image | None = None) -> Image.Image:
+    """(H, W) confidence in [0, 1] as an RGB image from black (0) over red to white (1), mixed with `image` if given."""
+    position = np.clip(confidence, 0, 1) * (len(_HEAT) - 1)
+    steps = np.arange(len(_HEAT))
+    channels = [np.interp(position, steps, _HEAT[:, channel]) for channel in range(3)]
+    heat = Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+    return heat if image is None else Image.blend(image, heat, 0.6)
+
+
+def gallery(networks: Networks, dataset: ImageDataset, path: Path, count: int = 8) -> None:
+    """Write a PNG sheet with one row per image, `count` of them evenly spread over the set.
+
+    Columns: image, CAM (M' of AN), CPL (AN, at ξ), segmentation (ON, label-free), and the truth where the set has masks.
+    The CAMs are gated by the image's true label: the classes of the mask, or the dataset's label where it has no masks.
+    """
+    threshold = networks.thresholds[0]
+    threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+    headings = ["image", "CAM", f"CPL (threshold {threshold:.2f})", "segmentation", *["truth"] * dataset.has_masks]
+    count = min(count, len(dataset))
+    rows = [_row(networks, dataset, position * len(dataset) // count, threshold) for position in range(count)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet(headings, rows).save(path)
+
+
+def sheet(headings: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Images in a grid under column headings, each shrunk or enlarged into its tile without distortion."""
+    step = TILE + MARGIN
+    canvas = Image.new("RGB", (MARGIN + len(headings) * step, HEADING + MARGIN + len(rows) * step), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    for column, heading in enumerate(headings):
+        draw.text((MARGIN + column * step, MARGIN), heading, fill="black", font=font)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            canvas.paste(_fit(image), (MARGIN + column * step, HEADING + MARGIN + row * step))
+    return canvas
+
+
+def _row(networks: Networks, dataset: ImageDataset, index: int, threshold: float) -> list[Image.Image]:
+    image = dataset.image(index)
+    mask = dataset.mask(index) if dataset.has_masks else None
+    label = dataset.labels(index).nonzero()[0] if mask is None else present_classes(torch.from_numpy(mask)).numpy()
+    data, evaluation = networks.config.data, networks.config.eval
+    device = next(networks.student.parameters()).device
+    pixels = normalise(image, data.mean, data.std).to(device)
+    confidence, category = _assign(networks, pixels, torch.as_tensor(label, device=device))
+    size = (image.height, image.width)
+    segmentation = segment(networks.student, pixels, size, evaluation.scales, flip=evaluation.flip).numpy()
+    pseudo_label = np.where(confidence >= threshold, category, 0).astype(np.uint8)
+    pictures = [image, heat_map(confidence, image), overlay(image, pseudo_label), overlay(image, segmentation)]
+    return pictures if mask is None else [*pictures, overlay(image, mask)]
+
+
+def _assign(networks: Networks, pixels: Tensor, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """ν and ŷ of AN for one image (3, H, W) on the device, as (H, W) arrays."""
+    teacher = networks.config.teacher
+    with inference(networks.teacher):
+        outputs = forward_scales(networks.teacher, pixels, teacher.scales, flip=teacher.flip, seg_scales=())
+        maps = normalised_cams([output.cam for output in outputs.values()], present, (pixels.shape[1], pixels.shape[2]))
+        confidence, category = strongest(maps, present)
+    return confidence.cpu().numpy(), category.cpu().numpy()
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """The image inside a TILE×TILE square, centred on grey."""
+    scale = TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    tile = Image.new("RGB", (TILE, TILE), "lightgrey")
+    tile.paste(image.resize(size, Image.Resampling.BILINEAR), ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    return tile
