@@ -1,0 +1,1 @@
+"""Images, image-level labels and augmented batches. Imports nothing of the engine."""

@@ -1,0 +1,41 @@
+"""Opening a data set by the name of its format."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosa_fast.data_pipeline.base import ImageDataset
+from cosa_fast.data_pipeline.text_files import hint
+from cosa_fast.data_pipeline.voc import open_voc
+from cosa_fast.errors import UserError
+
+__all__ = ["FORMATS", "ImageDataset", "open_dataset"]
+
+FORMATS = ("voc", "coco", "folder", "synthetic")
+
+
+def open_dataset(
+    format: str,
+    root: str | Path,
+    split: str,
+    *,
+    labels: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    need_labels: bool = True,
+) -> ImageDataset:
+    """Open one split.
+
+    voc: the VOC2012 devkit folder. coco: ROOT/annotations/instances_SPLIT.json and ROOT/SPLIT. folder: images with a
+    label file. synthetic: the demo's
+    images, generated into ROOT if it is empty.
+    labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
+    format's own.
+    need_labels: every image must have an image label; otherwise labels are attached where there are some.
+    UserError, one line: root or split missing, empty list, a listed image missing, no label for an image, an unknown
+    class.
+    """
+    root = Path(root).expanduser()
+    label_file = Path(labels).expanduser() if labels is not None else None
+    openers = {"voc": open_voc}
+    if format not in openers:
+        raise UserError(f"data.format is {format!r}{hint(format, FORMATS)}; wanted one of {', '.join(FORMATS)}")
+    return openers[format](root, split, labels=label_file, classes=classes, need_labels=need_labels)

@@ -1,0 +1,109 @@
+"""Reading image and mask files: everything a disk can hold becomes an upright RGB image, a class-index mask, or one
+clear UserError.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cosa_fast.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IGNORE_INDEX = 255
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The fully decoded image, mode RGB, turned upright by its EXIF orientation.
+
+    Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep the high byte); transparent pixels are shown
+    on white; of several frames the first is taken.
+    UserError naming the file: missing, not an image, corrupt, truncated, floating point, or more pixels than PIL's
+    decompression-bomb limit.
+    """
+    with _opened(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, path)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from the file's header alone. UserError as in `read_image`."""
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
+        return (width, height) if turned else (height, width)
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """(H, W) uint8 class indices in {0..num_classes, 255} from a palette or 8-bit grayscale file, as stored (masks are
+    never rotated).
+
+    UserError naming the file: unreadable, another mode, or a value that is no class.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(
+                f"{path}: a mask is a palette or 8-bit grayscale image whose values are class indices, "
+                f"this one has mode {image.mode}; convert it"
+            )
+        mask = np.array(image, dtype=np.uint8)
+    unknown = mask[(mask > num_classes) & (mask != IGNORE_INDEX)]
+    if unknown.size:
+        raise UserError(
+            f"{path}: value {unknown[0]} is neither a class (0..{num_classes}) nor 255; "
+            "check the mask or the list of classes"
+        )
+    return mask
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """PIL's lazy image; whatever goes wrong inside the block becomes a UserError that names the file."""
+    remedy = "replace the file or take it off the list"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open(path, "rb") as stream, Image.open(stream) as image:
+                yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it or take it off the list") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or take it off the list"
+        ) from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image that PIL can read; {remedy}") from None
+    except Exception as error:  # decoders fail with OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise UserError(f"{path}: a floating-point image has no defined brightness range; convert it to 8 bits")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image, path).convert("RGB")
+    if image.has_transparency_data:
+        # Colours under full transparency are arbitrary; show what a viewer shows.
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, path: Path) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UserError(f"{path}: a 32-bit image has no defined brightness range; convert it to 8 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))

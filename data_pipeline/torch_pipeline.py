@@ -1,0 +1,135 @@
+"""The portable training pipeline: PIL pixel operations, torch tensors, worker processes of torch's DataLoader."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cosa_fast.data_pipeline.augment import AugmentConfig, draw, image_index
+from cosa_fast.data_pipeline.base import ImageDataset
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.pixels import Views, normalise, render
+from cosa_fast.errors import UserError
+
+__all__ = ["TorchPipeline", "normalise"]
+
+
+class TorchPipeline:
+    """An endless stream of augmented batches over `dataset`.
+
+    Batch k holds the sample positions start + k·batch_size ... ; image and parameters of a position depend on (seed,
+    position) alone, so the stream is
+    the same for any number of workers, and continues exactly when `start` is set to the number of samples already used.
+    Iterating again begins at `start` again.
+    with_truth: also read the masks (studies only); otherwise no mask file is ever opened.
+    A UserError of a worker process is raised here as the same UserError. ValueError for batch_size < 1 or a negative
+    seed, start or workers.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: AugmentConfig,
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        workers: int = 0,
+        with_truth: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
+        for name, value in (("seed", seed), ("start", start), ("workers", workers)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; wanted at least 0")
+        self._loader = DataLoader(
+            _Samples(dataset, config, seed, with_truth),
+            batch_sampler=_Positions(start, batch_size),
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_parent,
+            # The loader draws a seed for its workers, which use none: keep that out of the global generator.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message)
+            yield batch
+
+
+@dataclass
+class _Failure:
+    """A UserError on its way through the process boundary, where exceptions would arrive wrapped in a traceback."""
+
+    message: str
+
+
+@dataclass
+class _Sample:
+    views: Views
+    labels: Tensor
+    id: str
+
+
+class _Samples(Dataset[_Sample | _Failure]):
+    """Sample position -> augmented sample."""
+
+    def __init__(self, dataset: ImageDataset, config: AugmentConfig, seed: int, with_truth: bool) -> None:
+        self.dataset, self.config, self.seed, self.with_truth = dataset, config, seed, with_truth
+
+    def __getitem__(self, position: int) -> _Sample | _Failure:
+        try:
+            return self._sample(position)
+        except UserError as error:
+            return _Failure(str(error))
+
+    def _sample(self, position: int) -> _Sample:
+        index = image_index(self.seed, position, len(self.dataset))
+        image = self.dataset.image(index)
+        mask = self.dataset.mask(index) if self.with_truth else None
+        parameters = draw(self.seed, position, (image.height, image.width), self.config)
+        views = render(image, mask, parameters, self.config)
+        return _Sample(views, torch.from_numpy(self.dataset.labels(index)), self.dataset.ids[index])
+
+
+@dataclass
+class _Positions:
+    """Batches of consecutive positions, without end."""
+
+    start: int
+    batch_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in count(self.start, self.batch_size):
+            yield list(range(first, first + self.batch_size))
+
+
+def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:
+    good: list[_Sample] = []
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+        good.append(sample)
+    truths = [sample.views.truth for sample in good if sample.views.truth is not None]
+    return Batch(
+        weak=torch.stack([sample.views.weak for sample in good]),
+        strong=torch.stack([sample.views.strong for sample in good]),
+        labels=torch.stack([sample.labels for sample in good]),
+        valid=torch.stack([sample.views.valid for sample in good]),
+        ids=[sample.id for sample in good],
+        truth=torch.stack(truths) if truths else None,
+    )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM often reach the whole process group; the parent decides what they mean, saves, and ends its
+    workers itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
