@@ -1,0 +1,139 @@
+"""The network that ON and AN share (METHOD: Model): encoder, two classifiers, LargeFOV segmentation head."""
+
+import logging
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cosa_fast.config import ModelConfig
+from cosa_fast.encoder import Encoder, create_backbone
+from cosa_fast.weights import import_official, is_whole_network, load_backbone, pretrained_backbone, read_state
+
+logger = logging.getLogger(__name__)
+
+# Of the layers that make logits: small, so that S starts near uniform (c2s ≈ ln K) and the classifiers near indifference.
+_LOGIT_STD = 0.01
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives; h·w is the token grid, K = C + 1 with the background at 0, † maps None without aux layer."""
+
+    logits: Tensor
+    """Z (B, C): image logits."""
+    cam: Tensor
+    """M (B, C, h, w): raw signed class activation."""
+    seg: Tensor | None
+    """S (B, K, h, w): segmentation logits; None where not asked for."""
+    logits_aux: Tensor | None
+    """Z† (B, C)."""
+    cam_aux: Tensor | None
+    """M† (B, C, h, w)."""
+
+
+class LargeFOV(nn.Module):
+    """Segmentation head: 3×3 D → width, ReLU, 3×3 width → width, ReLU, 1×1 → K; both 3×3 dilated; no bias, no norm."""
+
+    def __init__(self, channels: int, num_outputs: int, width: int = 512, dilation: int = 5) -> None:
+        super().__init__()
+        self.conv6 = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv7 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv8 = nn.Conv2d(width, num_outputs, 1, bias=False)
+        nn.init.kaiming_normal_(self.conv6.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.conv7.weight, nonlinearity="relu")
+        nn.init.normal_(self.conv8.weight, std=_LOGIT_STD)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, D, h, w) → S (B, K, h, w)."""
+        return self.conv8(functional.relu(self.conv7(functional.relu(self.conv6(features)))))
+
+
+class CoSANet(nn.Module):
+    """Encoder, classifiers W and W† (bias-free 1×1), LargeFOV.
+
+    Z = W·GMP(F), with the maximum taken per channel over all tokens; M = W·F; the same with W†, F†.
+
+    `config.detach` is the gradient switch of the guided-CAM ablation. It acts on the CAM path alone, on M and M†, that is on
+    what s2c and csc send back: "features" stops it before F and F† (only W, W† learn from it), "weights" before W and W†
+    (only the encoder does), "both" stops it altogether. Z and S are never detached.
+
+    Raises ValueError if a side of the images is no multiple of `stride`.
+    """
+
+    def __init__(self, encoder: Encoder, num_classes: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.stride = encoder.stride
+        self.num_classes = num_classes
+        self.detach_features = config.detach in ("features", "both")
+        self.detach_weights = config.detach in ("weights", "both")
+        self.classifier = _classifier(encoder.width, num_classes)
+        self.classifier_aux = None if encoder.width_aux is None else _classifier(encoder.width_aux, num_classes)
+        self.decoder = LargeFOV(encoder.width, num_classes + 1, config.decoder_width, config.decoder_dilation)
+
+    def forward(self, images: Tensor, seg: bool = True) -> Outputs:
+        """images (B, 3, H, W), normalised; seg=False leaves the segmentation head out."""
+        features, features_aux = self.encoder(images)
+        logits, cam = self._classify(features, self.classifier)
+        segmentation = self.decoder(features) if seg else None
+        if self.classifier_aux is None:
+            return Outputs(logits, cam, segmentation, None, None)
+        logits_aux, cam_aux = self._classify(features_aux, self.classifier_aux)
+        return Outputs(logits, cam, segmentation, logits_aux, cam_aux)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the encoder (the frozen position embedding is not among them)."""
+        return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of both classifiers and the segmentation head."""
+        heads = [self.classifier, self.classifier_aux, self.decoder]
+        return [parameter for head in heads if head is not None for parameter in head.parameters()]
+
+    def _classify(self, features: Tensor, classifier: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Z (B, C) and M (B, C, h, w)."""
+        weight = classifier.weight
+        logits = functional.linear(features.amax(dim=(2, 3)), weight.flatten(1))
+        source = features.detach() if self.detach_features else features
+        return logits, functional.conv2d(source, weight.detach() if self.detach_weights else weight)
+
+
+def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
+    """The network with the weights that `config.weights` asks for; logs one line about them.
+
+    "hub": timm's pre-trained backbone; "none": random; else a file with backbone weights, or with a whole network in the
+    naming of the official release. UserError: unknown backbone, unreachable hub, a file that does not fit.
+    """
+    if config.weights == "hub":
+        backbone, report = pretrained_backbone(config.backbone, config.arguments)
+        model = CoSANet(Encoder(backbone, config.aux_layer), num_classes, config)
+    else:
+        backbone = create_backbone(config.backbone, config.arguments)
+        model = CoSANet(Encoder(backbone, config.aux_layer), num_classes, config)
+        report = _load_file(config, model)
+    logger.info("%s: %s; %s", config.backbone, report, _describe(model.encoder))
+    return model
+
+
+def _load_file(config: ModelConfig, model: CoSANet) -> str:
+    if config.weights == "none":
+        return "random weights"
+    state = read_state(config.weights)
+    if is_whole_network(state):
+        return import_official(state, model, name=config.weights)
+    return load_backbone(model.encoder, state, source=config.weights)
+
+
+def _describe(encoder: Encoder) -> str:
+    aux = (
+        "no auxiliary layer"
+        if encoder.aux_name is None
+        else f"auxiliary layer {encoder.aux_name} (width {encoder.width_aux})"
+    )
+    return f"stride {encoder.stride}, width {encoder.width}, {aux}"
+
+
+def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, num_classes, 1, bias=False)
+    nn.init.normal_(layer.weight, std=_LOGIT_STD)
+    return layer
