@@ -5,15 +5,15 @@ Images are read one by one at their own size; of each only counts are kept, so m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cosa_fast.cam import normalised_cams, present_classes, strongest
 from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.data_pipeline.text_files import hint
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import CamScore, EvalResult, Score
 from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
@@ -49,8 +49,8 @@ def evaluate_network(
     _check_dataset(dataset, classes)
     indices = tuple(range(len(classes) + 1))
     if eval.classes is not None:
-        indices = (0, *_class_indices(eval.classes, classes, "eval.classes"))
-    coexistence = _class_indices(eval.coexistence, classes, "eval.coexistence")
+        indices = (0, *class_indices(eval.classes, classes, "eval.classes"))
+    coexistence = class_indices(eval.coexistence, classes, "eval.coexistence")
     chosen = _spread(len(dataset), limit)
     counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
     with inference(model):
@@ -64,8 +64,8 @@ def evaluate_network(
                 flip=eval.flip or teacher.flip,
                 seg_scales=eval.scales,
             )
-            counts.add_segmentation([_rows(outputs[s].seg, eval.flip) for s in eval.scales], truth)
-            counts.add_cams([outputs[s] for s in teacher.scales], teacher.flip, truth)
+            counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, truth)
+            counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, truth)
             if progress is not None:
                 progress(done, len(chosen))
     return counts.result(len(chosen), indices, coexistence)
@@ -77,17 +77,17 @@ class _CamCounts:
     def __init__(self, num_classes: int, step: float, threshold: float | None, device: torch.device | str) -> None:
         self.threshold = threshold
         self.sweep = ThresholdSweep(num_classes, threshold_grid(step), device)
-        self.at_threshold = None if threshold is None else ConfusionMatrix(num_classes, device)
+        self.at_threshold = ConfusionMatrix(num_classes, device)
 
     def add(self, maps: Tensor, present: Tensor, truth: Tensor) -> None:
         confidence, category = strongest(maps, present)
         self.sweep.update(confidence, category, truth)
-        if self.at_threshold is not None:
+        if self.threshold is not None:
             self.at_threshold.update(category * (confidence >= self.threshold), truth)
 
     def score(self, indices: Sequence[int], coexistence: Sequence[int]) -> CamScore:
         best = self.sweep.best(indices)
-        own = None if self.at_threshold is None else _score(self.at_threshold.iou(), indices, coexistence)
+        own = None if self.threshold is None else _score(self.at_threshold.iou(), indices, coexistence)
         return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, self.threshold)
 
 
@@ -114,8 +114,9 @@ class _Counts:
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
         self.has_aux = False
 
-    def add_segmentation(self, segs: Sequence[Tensor], truth: Tensor) -> None:
-        """segs: one per scale, (2 or 1, K, h_s, w_s); truth: (H, W) uint8."""
+    def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, truth: Tensor) -> None:
+        """outputs: one per scale of the evaluation; truth: (H, W) uint8."""
+        segs = [_rows(output.seg, flip) for output in outputs if output.seg is not None]
         allowed = allowed_classes(present_classes(truth), len(self.classes))
         for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
             self.label_free.update(best_class(logits), truth[rows])
@@ -171,19 +172,18 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
 
 
-def _class_indices(names: Sequence[str], classes: Sequence[str], key: str) -> list[int]:
-    """Mask indices (1..C) of class names; the background is 0."""
-    known: dict[str, Any] = {name: index for index, name in enumerate(("background", *classes))}
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, classes, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(classes)}"
-            raise UserError(f"{key}: there is no class '{name}'; {hint}")
-    return [known[name] for name in names if name != "background"]
-
-
 def _spread(length: int, limit: int | None) -> list[int]:
     count = length if limit is None else min(limit, length)
     if count < 1:
         raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")
     return [position * length // count for position in range(count)]
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str], key: str) -> list[int]:
+    """Mask indices (1..C) of foreground class names; UserError naming `key` and the nearest class for another name."""
+    for name in names:
+        if name not in classes:
+            raise UserError(
+                f"{key}: there is no class {name!r}{hint(name, classes)}; wanted some of {', '.join(classes)}"
+            )
+    return [classes.index(name) + 1 for name in names]

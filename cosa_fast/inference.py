@@ -96,7 +96,8 @@ def segment(
     with inference(model):
         outputs = forward_scales(model, image, scales, flip=flip, seg_scales=scales)
         prediction = torch.empty(size, dtype=torch.uint8)
-        for rows, logits in summed_logits([output.seg for output in outputs.values()], size):
+        segs = [output.seg for output in outputs.values() if output.seg is not None]
+        for rows, logits in summed_logits(segs, size):
             prediction[rows] = best_class(logits, allowed).to("cpu", torch.uint8)
     return prediction
 

@@ -35,7 +35,8 @@ def palette() -> np.ndarray:
     """
     index = np.arange(256)[:, None]
     channel = np.arange(3)[None, :]
-    return sum((((index >> (3 * bit + channel)) & 1) << (7 - bit)) for bit in range(8)).astype(np.uint8)
+    bits = np.arange(8)
+    return ((((index[..., None] >> (3 * bits + channel[..., None])) & 1) << (7 - bits)).sum(-1)).astype(np.uint8)
 
 
 def palette_image(classes: np.ndarray) -> Image.Image:
@@ -68,7 +69,7 @@ def heat_map(confidence: np.ndarray, image: Image.Image | None = None) -> Image.
 def gallery(networks: Networks, dataset: ImageDataset, path: Path, count: int = 8) -> None:
     """Write a PNG sheet with one row per image, `count` of them evenly spread over the set.
 
-    Columns: image, CAM (M' of AN), CPL (AN, at ξ), segmentation (ON, label-free), and the truth where the set has masks.
+    Columns: image, CAM (M' of AN), CPL (AN, at ξ), segmentation (ON, label-free), and the truth where there is one.
     The CAMs are gated by the image's true label: the classes of the mask, or the dataset's label where it has no masks.
     """
     threshold = networks.thresholds[0]
