@@ -1,8 +1,8 @@
 """The encoder (METHOD: Model): any timm backbone, made to give F and F† on one token grid.
 
 Vision transformers: F are the patch tokens after the final norm, F† those after an earlier block, before any norm.
-Stride-16 CNNs: F is the final feature map, after the head convolution where the net has one (efficientnets: after conv_head
-and its batch norm); F† is the output of an earlier stage of the same stride and has its own width.
+Stride-16 CNNs: F is the final feature map, after the head convolution where the net has one (efficientnets: after
+conv_head and its batch norm); F† is the output of an earlier stage of the same stride and has its own width.
 """
 
 import difflib
@@ -27,19 +27,14 @@ _PROBE_TOKENS = 4
 def create_backbone(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
     """timm's model `name`: a ViT that takes any grid (`dynamic_img_size`), else a net with output stride 16.
 
-    `arguments` go to timm.create_model. With `pretrained`, the classifier keeps its pre-training size, because only then
-    timm loads strictly; its errors (no network, mismatch) pass through. UserError: unknown name, arguments that the model
-    does not take or that are not the user's to set, or a net that can do neither.
+    `arguments` go to timm.create_model. With `pretrained`, the classifier keeps its pre-training size, because only
+    then timm loads strictly; its errors (no network, mismatch) pass through. UserError: unknown name, arguments that
+    the model does not take or that are not the user's to set, or a net that can do neither.
     """
     for key in _RESERVED_ARGUMENTS:
         if key in arguments:
             raise UserError(f"model.arguments.{key}: cosa_fast sets this one itself; remove it")
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"model.backbone: timm {timm.__version__} has no model {name!r}; {hint}timm.list_models() lists them"
-        )
+    _check_name(name)
     options = dict(arguments) | ({"pretrained": True} if pretrained else {"num_classes": 0})
     try:
         return timm.create_model(name, dynamic_img_size=True, **options)
@@ -52,18 +47,26 @@ def create_backbone(name: str, arguments: Mapping[str, Any], *, pretrained: bool
         if "output_stride" not in str(error) and any(key in str(error) for key in arguments):
             raise UserError(f"model.arguments: {name} does not take them: {error}") from error
         raise UserError(
-            f"model.backbone: {name} gives no stride-{CNN_STRIDE} grid (neither dynamic_img_size nor output_stride={CNN_STRIDE}); "
+            f"model.backbone: {name} takes neither dynamic_img_size nor output_stride={CNN_STRIDE}; "
             "take a ViT with learned or rotary positions, or a ResNet, EfficientNet or ConvNeXt"
         ) from error
+
+
+def _check_name(name: str) -> None:
+    known = timm.list_models() + timm.list_pretrained()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "timm.list_models() lists them"
+        raise UserError(f"model.backbone: timm {timm.__version__} has no model {name!r}; {hint}")
 
 
 class Encoder(nn.Module):
     """F and F† of a timm backbone.
 
-    `backbone`: from `create_backbone`; it is taken over: heads, pools and norms that F and F† do not depend on are removed
-    (`removed` names them), other unused parameters and the position embedding are frozen, batch norm never leaves its stored
-    statistics (its affine parameters still train). A norm that the backbone would apply only after pooling (`fc_norm`) is
-    its final norm and is applied to the tokens.
+    `backbone`: from `create_backbone`; it is taken over: heads, pools and norms that F and F† do not depend on are
+    removed (`removed` names them), other unused parameters and the position embedding are frozen, batch norm never
+    leaves its stored statistics (its affine parameters still train). A norm that the backbone would apply only after
+    pooling (`fc_norm`) is its final norm and is applied to the tokens.
 
     `aux_layer`: negative, None for no F†. ViT: block, counted from the end (-1 = last). CNN: stage among those with the
     stride of the grid, counted from the end; further back means the earliest of them. `aux_name` names what was taken.
@@ -71,6 +74,8 @@ class Encoder(nn.Module):
     Attributes: stride (pixels per token), width (channels of F), width_aux (of F†, or None).
     UserError: aux_layer out of range; a backbone whose grid is not as expected.
     """
+
+    backbone: Any
 
     def __init__(self, backbone: nn.Module, aux_layer: int | None) -> None:
         super().__init__()
@@ -91,7 +96,10 @@ class Encoder(nn.Module):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """images (B, 3, H, W), H and W multiples of `stride` → F (B, D, h, w), F† (B, D', h, w) or None; h = H / stride."""
+        """images (B, 3, H, W), H and W multiples of `stride` → F (B, D, h, w), F† (B, D', h, w) or None.
+
+        h = H / stride, w = W / stride. ValueError if a side is no multiple.
+        """
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"images: sides must be multiples of the patch size {self.stride}, got {height}x{width}")

@@ -12,12 +12,12 @@ from cosa_fast.weights import import_official, is_whole_network, load_backbone, 
 
 logger = logging.getLogger(__name__)
 
-# Of the layers that make logits: small, so that S starts near uniform (c2s ≈ ln K) and the classifiers near indifference.
+# Of the layers that make logits: small, so that S starts near uniform (c2s ≈ ln K) and the classifiers undecided.
 _LOGIT_STD = 0.01
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives; h·w is the token grid, K = C + 1 with the background at 0, † maps None without aux layer."""
+    """What one forward pass gives; h·w is the token grid, K = C + 1. Without auxiliary layer the † fields are None."""
 
     logits: Tensor
     """Z (B, C): image logits."""
@@ -53,9 +53,9 @@ class CoSANet(nn.Module):
 
     Z = W·GMP(F), with the maximum taken per channel over all tokens; M = W·F; the same with W†, F†.
 
-    `config.detach` is the gradient switch of the guided-CAM ablation. It acts on the CAM path alone, on M and M†, that is on
-    what s2c and csc send back: "features" stops it before F and F† (only W, W† learn from it), "weights" before W and W†
-    (only the encoder does), "both" stops it altogether. Z and S are never detached.
+    `config.detach` is the gradient switch of the guided-CAM ablation. It acts on the CAM path alone, on M and M†, that
+    is on what s2c and csc send back: "features" stops it before F and F† (only W, W† learn from it), "weights" before W
+    and W† (only the encoder does), "both" stops it altogether. Z and S are never detached.
 
     Raises ValueError if a side of the images is no multiple of `stride`.
     """
@@ -101,8 +101,8 @@ class CoSANet(nn.Module):
 def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
     """The network with the weights that `config.weights` asks for; logs one line about them.
 
-    "hub": timm's pre-trained backbone; "none": random; else a file with backbone weights, or with a whole network in the
-    naming of the official release. UserError: unknown backbone, unreachable hub, a file that does not fit.
+    "hub": timm's pre-trained backbone; "none": random; else a file with backbone weights, or with a whole network in
+    the naming of the official release. UserError: unknown backbone, unreachable hub, a file that does not fit.
     """
     if config.weights == "hub":
         backbone, report = pretrained_backbone(config.backbone, config.arguments)

@@ -110,7 +110,9 @@ def import_official(
     else:
         state = _unwrap(source, name)
     if not is_whole_network(state):
-        raise UserError(f"{name}: holds no CoSA network (encoder.*, decoder.conv6.weight, classifier.weight); give another file")
+        raise UserError(
+            f"{name}: holds no CoSA network (encoder.*, decoder.conv6.weight, classifier.weight); give another file"
+        )
     classes = state["classifier.weight"].shape[0]
     if classes != model.num_classes:
         raise UserError(
@@ -140,12 +142,16 @@ def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, l
     upcast = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in inner.items()}
     converted = _timm_filter(encoder.backbone, upcast, source)
     if encoder.norm_was_pooled:
-        converted = {key.replace("fc_norm.", "norm.") if key.startswith("fc_norm.") else key: t for key, t in converted.items()}
+        converted = {
+            key.replace("fc_norm.", "norm.") if key.startswith("fc_norm.") else key: t for key, t in converted.items()
+        }
     expected = encoder.backbone.state_dict()
     heads = tuple(f"{name}." for name in {*_HEAD_NAMES, *_own_heads(encoder.backbone), *encoder.removed})
     fitted = {key: tensor for key, tensor in converted.items() if key in expected or not key.startswith(heads)}
     dropped += [key for key in converted if key not in fitted]
-    _check(fitted, expected, source, "set model.backbone and model.arguments to the architecture the file was made with")
+    _check(
+        fitted, expected, source, "set model.backbone and model.arguments to the architecture the file was made with"
+    )
     resampled = [
         f"resampled {key} {_shape(inner[key])} to {_shape(tensor)}"
         for key, tensor in fitted.items()
@@ -188,7 +194,9 @@ def _timm_filter(backbone: nn.Module, state: State, source: str) -> State:
         return dict(convert(state, backbone))
     except Exception as error:  # what a filter raises on weights of another family is anything from KeyError on
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source}: does not fit {type(backbone).__name__} ({reason}); set model.backbone to match it") from error
+        raise UserError(
+            f"{source}: does not fit {type(backbone).__name__} ({reason}); set model.backbone to match it"
+        ) from error
 
 
 def _own_heads(backbone: Any) -> tuple[str, ...]:
@@ -220,7 +228,9 @@ def _unwrap(content: Any, source: str) -> State:
     if isinstance(content, Mapping):
         tensors = {_unprefix(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{source}: holds no state dict; give one, or a mapping with it under {', '.join(_NESTED_KEYS)}")
+        raise UserError(
+            f"{source}: holds no state dict; give one, or a mapping with it under {', '.join(_NESTED_KEYS)}"
+        )
     return tensors
 
 
