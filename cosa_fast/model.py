@@ -125,12 +125,10 @@ def _load_file(config: ModelConfig, model: CoSANet) -> str:
 
 
 def _describe(encoder: Encoder) -> str:
-    aux = (
-        "no auxiliary layer"
-        if encoder.aux_name is None
-        else f"auxiliary layer {encoder.aux_name} (width {encoder.width_aux})"
-    )
-    return f"stride {encoder.stride}, width {encoder.width}, {aux}"
+    size = f"stride {encoder.stride}, width {encoder.width}"
+    if encoder.aux_name is None:
+        return f"{size}, no auxiliary layer"
+    return f"{size}, auxiliary layer {encoder.aux_name} (width {encoder.width_aux})"
 
 
 def _classifier(channels: int, num_classes: int) -> nn.Conv2d:

@@ -1,7 +1,7 @@
 """Weights for the network: timm's hub, local backbone files, whole networks in the official release's naming.
 
-Nothing is loaded in part: a tensor that is missing, left over or of another shape is a UserError that names it. What is
-dropped (classifier heads, parts that the method does not use) or resampled (position embedding, patch kernel) is reported.
+Nothing is loaded in part: a tensor that is missing, left over or of another shape is a UserError that names it. What
+is dropped (classifier heads, parts without use here) or resampled (position embedding, patch kernel) is reported.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
     UserError, within seconds, if the hub cannot be reached, has no weights, or they do not fit `arguments`.
     """
     # Built once without weights: a wrong name or argument is then told as such, and not as a failed download.
-    configuration = create_backbone(name, arguments).pretrained_cfg
+    configuration: Any = create_backbone(name, arguments).pretrained_cfg
     if not _hub_reachable() and not _in_cache(configuration):
         raise UserError(
-            f"model.weights=hub: {huggingface_hub.constants.ENDPOINT} cannot be reached and {name} is not in its cache; "
+            f"model.weights=hub: {huggingface_hub.constants.ENDPOINT} cannot be reached, {name} is not in the cache; "
             "download the weights elsewhere and give the file as model.weights=PATH, or start from model.weights=none"
         )
     try:
@@ -56,15 +56,13 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
         raise
     except Exception as error:  # timm, torch, the hub client and its HTTP library each raise their own kinds
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"model.weights=hub: {name} could not be loaded: {reason}; or give a file as model.weights=PATH"
-        ) from error
+        raise UserError(f"model.weights=hub: loading {name}: {reason}; or give a file as model.weights=PATH") from error
     count = len(backbone.state_dict())
     return backbone, f"{count} of {count} tensors from the hub"
 
 
 def read_state(path: str | Path) -> State:
-    """The tensors of a .safetensors, .pth, .pt or .bin file, unnested, without wrapper prefixes; UserError if unreadable."""
+    """The tensors of a .safetensors, .pth, .pt or .bin file, without wrapper prefixes; UserError if unreadable."""
     file = Path(path)
     if not file.is_file():
         raise UserError(
@@ -81,7 +79,7 @@ def read_state(path: str | Path) -> State:
 
 
 def is_whole_network(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a whole CoSA network (official release, or CoSANet's own) and not of a backbone."""
+    """Whether the names are those of a whole CoSA network (official release or CoSANet's own), not of a backbone."""
     return "decoder.conv6.weight" in state and "classifier.weight" in state
 
 
@@ -103,7 +101,7 @@ def import_official(
     That naming: `encoder.*` as timm's ViT, `decoder.conv6/7/8`, `classifier`, `aux_classifier`; CoSANet's own naming is
     taken as well. `source`: a file, or what torch.load gave; `name` names the latter in errors. A position embedding of
     another grid is interpolated to the model's; give model.arguments.img_size to keep it as it is.
-    UserError: no such network in it, another number of classes, or tensors that do not fit. Then nothing has been loaded.
+    UserError: no such network in it, another number of classes, or tensors that do not fit; then nothing is loaded.
     """
     if isinstance(source, str | Path):
         state, name = read_state(source), str(source)
@@ -121,7 +119,11 @@ def import_official(
         )
     encoder_state = {key: tensor for key, tensor in state.items() if key.startswith("encoder.")}
     backbone, notes = _fit_backbone(model.encoder, encoder_state, name)
-    heads = {_own_name(key): tensor for key, tensor in state.items() if key not in encoder_state}
+    heads = {
+        _rename(key, "aux_classifier.", "classifier_aux."): tensor
+        for key, tensor in state.items()
+        if key not in encoder_state
+    }
     if model.classifier_aux is None and heads.pop("classifier_aux.weight", None) is not None:
         notes.append("dropped aux_classifier")
     expected = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("encoder.")}
@@ -131,8 +133,8 @@ def import_official(
     return "; ".join([f"{len(fitted)} of {len(model.state_dict())} tensors (whole network) from {name}", *notes])
 
 
-def _own_name(key: str) -> str:
-    return key.replace("aux_classifier.", "classifier_aux.") if key.startswith("aux_classifier.") else key
+def _rename(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old) if key.startswith(old) else key
 
 
 def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, list[str]]:
@@ -142,16 +144,12 @@ def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, l
     upcast = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in inner.items()}
     converted = _timm_filter(encoder.backbone, upcast, source)
     if encoder.norm_was_pooled:
-        converted = {
-            key.replace("fc_norm.", "norm.") if key.startswith("fc_norm.") else key: t for key, t in converted.items()
-        }
+        converted = {_rename(key, "fc_norm.", "norm."): tensor for key, tensor in converted.items()}
     expected = encoder.backbone.state_dict()
     heads = tuple(f"{name}." for name in {*_HEAD_NAMES, *_own_heads(encoder.backbone), *encoder.removed})
     fitted = {key: tensor for key, tensor in converted.items() if key in expected or not key.startswith(heads)}
     dropped += [key for key in converted if key not in fitted]
-    _check(
-        fitted, expected, source, "set model.backbone and model.arguments to the architecture the file was made with"
-    )
+    _check(fitted, expected, source, "set model.backbone and model.arguments to the architecture the file comes from")
     resampled = [
         f"resampled {key} {_shape(inner[key])} to {_shape(tensor)}"
         for key, tensor in fitted.items()
