@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.text_files import hint
+from cosa_fast.data_pipeline.coco import open_coco
+from cosa_fast.data_pipeline.files import hint
+from cosa_fast.data_pipeline.folder import open_folder
+from cosa_fast.data_pipeline.synthetic import open_synthetic
 from cosa_fast.data_pipeline.voc import open_voc
 from cosa_fast.errors import UserError
 
 __all__ = ["FORMATS", "ImageDataset", "open_dataset"]
 
-FORMATS = ("voc", "coco", "folder", "synthetic")
+_OPENERS = {"voc": open_voc, "coco": open_coco, "folder": open_folder, "synthetic": open_synthetic}
+FORMATS = tuple(_OPENERS)
 
 
 def open_dataset(
@@ -35,7 +39,6 @@ def open_dataset(
     """
     root = Path(root).expanduser()
     label_file = Path(labels).expanduser() if labels is not None else None
-    openers = {"voc": open_voc}
-    if format not in openers:
+    if format not in _OPENERS:
         raise UserError(f"data.format is {format!r}{hint(format, FORMATS)}; wanted one of {', '.join(FORMATS)}")
-    return openers[format](root, split, labels=label_file, classes=classes, need_labels=need_labels)
+    return _OPENERS[format](root, split, labels=label_file, classes=classes, need_labels=need_labels)

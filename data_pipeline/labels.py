@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cosa_fast.data_pipeline.files import hint, read_json, read_lines, read_text, write_text_atomically
 from cosa_fast.data_pipeline.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.onehot_npy import read_onehot
-from cosa_fast.data_pipeline.text_files import hint, read_json, read_text, write_text_atomically
 from cosa_fast.errors import UserError
 
 Labels = dict[str, tuple[str, ...]]
@@ -63,6 +63,20 @@ def write_labels(path: Path, labels: Mapping[str, Iterable[str]]) -> None:
         raise UserError(f"{path}: label files are written as JSON; choose a name that ends in .json")
     rows = (f"  {json.dumps(id)}: {json.dumps(list(names), ensure_ascii=False)}" for id, names in labels.items())
     write_text_atomically(path, "{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]) -> tuple[str, ...]:
+    """The given foreground names, else the lines of ROOT/classes.txt, else `fallback`. UserError if there are none or
+    one comes twice.
+    """
+    path = root / "classes.txt"
+    source = "data.classes" if given else str(path)
+    names = tuple(given or (read_lines(path) if path.is_file() else fallback))
+    if not names:
+        raise UserError(f"{path}: no class names; write them there, one a line, or set data.classes=[...]")
+    if len(set(names)) != len(names):
+        raise UserError(f"{source}: a class is named twice; remove the duplicate")
+    return names
 
 
 def encode_labels(

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.labels import Labels, encode_labels, read_labels, require_labels
-from cosa_fast.data_pipeline.text_files import hint, read_lines
+from cosa_fast.data_pipeline.files import file_names, hint, read_lines, require_files
+from cosa_fast.data_pipeline.labels import Labels, class_names, encode_labels, read_labels, require_labels
 from cosa_fast.errors import UserError
 
 CLASSES = (
@@ -45,7 +45,7 @@ def open_voc(
     if not (root / "JPEGImages").is_dir():
         raise UserError(_missing_root(root))
     ids, images = read_split(root, split)
-    names = class_names(root, classes)
+    names = class_names(root, classes, CLASSES)
     table = None
     found = find_labels(root, ids, names, labels)
     if found is not None:
@@ -76,28 +76,6 @@ def read_split(root: Path, split: str) -> tuple[list[str], list[Path]]:
     return ids, images
 
 
-def require_files(images: Sequence[Path], source: Path) -> None:
-    """UserError if a listed image is not there. Lists each folder once: far cheaper than a look-up per file on a
-    network disk.
-    """
-    present = {folder: _file_names(folder) for folder in {image.parent for image in images}}
-    missing = [image for image in images if image.name not in present[image.parent]]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of {len(images)} listed images are missing, first {missing[0]}; "
-            "restore them or take them off the list"
-        )
-
-
-def class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The given names, else those of ROOT/classes.txt, else the 20 of PASCAL VOC."""
-    path = root / "classes.txt"
-    names = tuple(classes or (read_lines(path) if path.is_file() else CLASSES))
-    if len(set(names)) != len(names):
-        raise UserError(f"{path if classes is None else 'classes'}: a class is named twice; remove the duplicate")
-    return names
-
-
 def mask_folder(root: Path) -> Path | None:
     """SegmentationClassAug if present, else SegmentationClass, else None."""
     folders = (root / "SegmentationClassAug", root / "SegmentationClass")
@@ -109,7 +87,7 @@ def mask_paths(root: Path, ids: Sequence[str]) -> list[Path] | None:
     folder = mask_folder(root)
     if folder is None:
         return None
-    present = _file_names(folder)
+    present = file_names(folder)
     return [folder / f"{id}.png" for id in ids] if any(f"{id}.png" in present for id in ids) else None
 
 
@@ -143,10 +121,6 @@ def read_annotations(root: Path, ids: Sequence[str]) -> Labels:
             raise UserError(f"{path}: not a readable VOC annotation ({error}); restore the file") from None
         labels[id] = tuple(dict.fromkeys((item.findtext("name") or "").strip() for item in objects))
     return labels
-
-
-def _file_names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _train_aug_advice(split: str) -> str:
