@@ -24,6 +24,8 @@ def normalised_cams(cams: Sequence[Tensor], present: Tensor, size: tuple[int, in
     Returns (P, H, W) float32 in [0, 1]: flip-max, ReLU, sum over scales, min–max per class.
     """
     total = torch.zeros(len(present), *size, device=cams[0].device)
+    if len(present) == 0:
+        return total
     for cam in cams:
         rows = cam[:, present].float()
         upright = rows if len(rows) == 1 else torch.stack([rows[0], rows[1].flip(-1)])
