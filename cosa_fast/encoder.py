@@ -20,6 +20,7 @@ from cosa_fast.errors import UserError
 
 CNN_STRIDE = 16
 _RESERVED_ARGUMENTS = ("pretrained", "num_classes", "features_only", "dynamic_img_size", "output_stride")
+_REFUSALS = (TypeError, AssertionError, NotImplementedError)
 # Side of the image, in tokens, that tells grid, widths and used parameters of a new backbone.
 _PROBE_TOKENS = 4
 
@@ -34,17 +35,18 @@ def create_backbone(name: str, arguments: Mapping[str, Any], *, pretrained: bool
     for key in _RESERVED_ARGUMENTS:
         if key in arguments:
             raise UserError(f"model.arguments.{key}: cosa_fast sets this one itself; remove it")
-    _check_name(name)
+    check_name(name)
     options = dict(arguments) | ({"pretrained": True} if pretrained else {"num_classes": 0})
     try:
         return timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError as error:
+    except _REFUSALS as error:
         if "dynamic_img_size" not in str(error):
             raise UserError(f"model.arguments: {name} does not take them: {error}") from error
     try:
         return timm.create_model(name, output_stride=CNN_STRIDE, **options)
-    except (TypeError, AssertionError, NotImplementedError, ValueError) as error:
-        if "output_stride" not in str(error) and any(key in str(error) for key in arguments):
+    except _REFUSALS as error:
+        # Nets that know output_stride, but not 16, say so in a bare assertion.
+        if arguments and str(error) and "output_stride" not in str(error):
             raise UserError(f"model.arguments: {name} does not take them: {error}") from error
         raise UserError(
             f"model.backbone: {name} takes neither dynamic_img_size nor output_stride={CNN_STRIDE}; "
@@ -52,7 +54,8 @@ def create_backbone(name: str, arguments: Mapping[str, Any], *, pretrained: bool
         ) from error
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """UserError with the nearest match unless timm has the model `name` (architecture, or architecture.tag)."""
     known = timm.list_models() + timm.list_pretrained()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -1,8 +1,8 @@
 """Makes `import torchvision` work beside a CPU-only torch; import this module before timm.
 
 The torchvision wheels of PyPI link CUDA. Beside a CPU torch their operator library does not load, and the import then
-dies on the first operator whose fake implementation it registers ("operator torchvision::nms does not exist"). Declaring
-the schemas of these operators is enough for everything but the operators themselves, which nothing here calls.
+dies on the first operator whose fake implementation it registers ("operator torchvision::nms does not exist").
+Declaring the schemas of these operators is enough for everything but themselves, and nothing here calls them.
 """
 
 import sys

@@ -18,7 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cosa_fast.encoder import Encoder, create_backbone
+from cosa_fast import torchvision_compat  # noqa: F401  (must come before timm)
+
+import timm  # isort: skip
+
+from cosa_fast.encoder import Encoder, check_name, create_backbone
 from cosa_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,9 +47,8 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
 
     UserError, within seconds, if the hub cannot be reached, has no weights, or they do not fit `arguments`.
     """
-    # Built once without weights: a wrong name or argument is then told as such, and not as a failed download.
-    configuration: Any = create_backbone(name, arguments).pretrained_cfg
-    if not _hub_reachable() and not _in_cache(configuration):
+    check_name(name)
+    if not _hub_reachable() and not _in_cache(name):
         raise UserError(
             f"model.weights=hub: {huggingface_hub.constants.ENDPOINT} cannot be reached, {name} is not in the cache; "
             "download the weights elsewhere and give the file as model.weights=PATH, or start from model.weights=none"
@@ -254,9 +257,9 @@ def _hub_reachable() -> bool:
     return True
 
 
-def _in_cache(configuration: Mapping[str, Any]) -> bool:
-    repository = configuration.get("hf_hub_id")
-    if not repository:
+def _in_cache(name: str) -> bool:
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None or not configuration.hf_hub_id:
         return False
-    names = (configuration.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
-    return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in names if name)
+    files = (configuration.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+    return any(isinstance(huggingface_hub.try_to_load_from_cache(configuration.hf_hub_id, f), str) for f in files if f)
