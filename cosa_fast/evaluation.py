@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cosa_fast.cam import normalised_cams, present_classes, strongest
-from cosa_fast.data_pipeline.pixels import normalise
 from cosa_fast.data_pipeline.files import hint
+from cosa_fast.data_pipeline.pixels import normalise
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import CamScore, EvalResult, Score
 from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, summed_logits

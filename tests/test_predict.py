@@ -1,0 +1,227 @@
+"""Prediction from files: what is written, what is never touched, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cosa_fast import cli, predict
+from cosa_fast.checkpoint import load_networks, save
+from cosa_fast.config import Config, EvalConfig, ModelConfig, config_to_dict
+from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.errors import UserError
+from cosa_fast.inference import segment
+from cosa_fast.model import build_model
+
+CLASSES = ("cat", "dog", "horse")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny network with random heads, student and teacher different."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = ModelConfig(backbone="test_vit", weights="none", aux_layer=-2, decoder_width=16, decoder_dilation=1)
+    config = Config(model=model)
+    config = replace(config, eval=EvalConfig(scales=(1.0, 0.5)))
+    networks = [build_model(config.model, len(CLASSES)) for _ in range(2)]
+    with torch.no_grad():
+        for network in networks:
+            for parameter in network.parameters():  # large enough for maps that vary from cell to cell
+                parameter.normal_(std=0.3)
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
+    state = {
+        "config": config_to_dict(config),
+        "classes": list(CLASSES),
+        "iteration": 1,
+        "student": networks[0].state_dict(),
+        "teacher": networks[1].state_dict(),
+        "thresholds": [],
+    }
+    save(path, state)
+    return path
+
+
+def picture(path: Path, width: int = 100, height: int = 70, seed: int = 0) -> Path:
+    """An image of random blocks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def indices(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        return np.array(image)
+
+
+def test_pixels_of_the_png_are_the_class_indices(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "in" / "a.png")
+    output = tmp_path / "out"
+    assert predict.main([str(trained), str(source), "-o", str(output)]) == 0
+    networks = load_networks(trained)
+    with Image.open(source) as image:
+        pixels = normalise(image.convert("RGB"), networks.config.data.mean, networks.config.data.std)
+    expected = segment(networks.teacher, pixels, (70, 100), (1.0, 0.5), flip=True).numpy()
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(indices(output / "a.png"), expected)
+    with Image.open(output / "a_overlay.jpg") as image:
+        assert image.size == (100, 70)
+
+
+def test_network_and_scales_are_those_asked_for(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg", 64, 64)
+    results = []
+    for number, options in enumerate(([], ["--network", "student"], ["--scales", "[1.5,2]"])):
+        output = tmp_path / str(number)
+        predict.main([str(trained), str(source), "-o", str(output), *options])
+        results.append(indices(output / "a.png"))
+    assert not np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+def test_labels_limit_what_may_be_predicted(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg", 64, 64)
+    free, aware = tmp_path / "free", tmp_path / "aware"
+    predict.main([str(trained), str(source), "-o", str(free)])
+    missing = next(index for index in (1, 2, 3) if (indices(free / "a.png") == index).any())
+    others = [name for index, name in enumerate(CLASSES, start=1) if index != missing]
+    predict.main([str(trained), str(source), "-o", str(aware), "--labels", ", ".join(others)])
+    assert not (indices(aware / "a.png") == missing).any()
+
+
+def test_folders_are_searched_for_images_and_everything_written_is_printed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    picture(folder / "b.jpg")
+    picture(folder / "a.PNG", 20, 60)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "folder.jpg").mkdir()
+    extra = picture(tmp_path / "c.jpg")
+    output = tmp_path / "new" / "out"
+    predict.main([str(trained), str(folder), str(extra), str(folder / "b.jpg"), "-o", str(output)])
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "c.png", "c_overlay.jpg"]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert all(any(str(output / name) in line for line in printed) for name in ("a.png", "b.png", "c.png"))
+
+
+def test_unreadable_image_costs_no_other_and_gives_status_2(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    picture(folder / "a.jpg")
+    whole = picture(folder / "b.jpg", 300, 300).read_bytes()
+    (folder / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    picture(folder / "c.jpg")
+    output = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["predict", str(trained), str(folder), "-o", str(output)])
+    assert cli.run_cli(predict.main) == 2
+    assert sorted(path.name for path in output.glob("*.png")) == ["a.png", "c.png"]
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("error: 1 of 3 images unreadable, the others are written")
+    assert "b.jpg" in errors[-1]
+
+
+def test_inputs_are_never_overwritten(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    source = picture(folder / "a.png")
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="would be overwritten"):
+        predict.main([str(trained), str(source), "-o", str(folder)])
+    assert source.read_bytes() == before
+    jpeg = picture(folder / "b.jpg")
+    os.link(jpeg, folder / "b.png")  # another name of the same input
+    with pytest.raises(UserError, match="would be overwritten"):
+        predict.main([str(trained), str(jpeg), "-o", str(folder)])
+
+
+def test_result_of_one_image_that_is_another_input_is_refused(trained: Path, tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "a.jpg"), picture(tmp_path / "a_overlay.jpg")
+    with pytest.raises(UserError, match=r"a_overlay\.jpg is an input"):
+        predict.main([str(trained), str(first), str(second), "-o", str(tmp_path)])
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "x" / "a.jpg"), picture(tmp_path / "y" / "a.png")
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match="two folders"):
+        predict.main([str(trained), str(first), str(second), "-o", str(output)])
+    assert not output.exists()
+
+
+def test_earlier_results_are_replaced(trained: Path, tmp_path: Path) -> None:
+    source, output = picture(tmp_path / "a.jpg"), tmp_path / "out"
+    predict.main([str(trained), str(source), "-o", str(output), "--network", "student"])
+    student = indices(output / "a.png")
+    predict.main([str(trained), str(source), "-o", str(output)])
+    assert not np.array_equal(indices(output / "a.png"), student)
+
+
+def test_large_image_is_shrunk_for_the_network_alone(trained: Path, tmp_path: Path) -> None:
+    source, output = picture(tmp_path / "a.jpg", 900, 300), tmp_path / "out"
+    networks = load_networks(trained)
+    sizes: list[tuple[int, ...]] = []
+    networks.teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    job = predict.plan([source], output)[0]
+    output.mkdir()
+    (_, classes), *_ = predict.predict(networks, [job], max_side=96, scales=(1.0,))
+    assert sizes == [(2, 3, 32, 96)]
+    assert isinstance(classes, np.ndarray)
+    assert classes.shape == (300, 900)
+    assert indices(job.mask).shape == (300, 900)
+
+
+def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg", 60, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(source) as image:
+        image.save(source, exif=exif)
+    predict.main([str(trained), str(source), "-o", str(tmp_path / "out")])
+    assert indices(tmp_path / "out" / "a.png").shape == (60, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", "cat,dgo"], "--labels: there is no class 'dgo' .*'dog'"),
+        (["--scales", "big"], "--scales big"),
+        (["--scales", "0"], "--scales 0"),
+        (["--max-side", "-3"], "--max-side"),
+    ],
+)
+def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    source = picture(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=message) as caught:
+        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *[f"{options[0]}={options[1]}"]])
+    assert "\n" not in str(caught.value)
+
+
+def test_sources_that_hold_no_image_are_named(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        predict.plan([tmp_path / "nowhere"], tmp_path)
+    with pytest.raises(UserError, match="no images in"):
+        predict.plan([tmp_path], tmp_path)
+
+
+def test_output_that_is_a_file_is_refused(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="cannot make this folder"):
+        predict.main([str(trained), str(source), "-o", str(tmp_path / "taken")])
+
+
+def test_description_lists_classes_by_size() -> None:
+    classes = np.array([[0, 1, 1, 3], [3, 3, 0, 0]])
+    assert predict.describe(classes, CLASSES) == "horse 37.5%, cat 25.0%"
+    assert predict.describe(np.zeros((2, 2), np.int64), CLASSES) == "background only"
