@@ -95,7 +95,7 @@ def seg_to_cam_loss(
     relu: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Binary cross entropy of σ(M) against the segmentation pseudo-label (eqs. 7, 8): mean over valid cells and classes.
+    """Binary cross entropy of σ(M) against the segmentation pseudo-label (eqs. 7, 8), over valid cells and classes.
 
     S' is the sum over scales and flips of the logits upsampled to (H, W). The target is softmax(S'/τ) over background
     and the present classes, background dropped, bilinearly reduced to (h, w) without antialias; absent classes and
