@@ -114,7 +114,7 @@ def _from_json(path: Path) -> Labels:
     if not isinstance(content, dict):
         raise UserError(
             f'{path}: wanted {{"image id": ["class", ...], ...}}, got a JSON {type(content).__name__}; '
-            "rebuild it with: python -m cosa_fast.prepare"
+            "delete it and rebuild it with: python -m cosa_fast.prepare"
         )
     labels = {}
     for id, names in content.items():

@@ -34,7 +34,8 @@ def paint(seed: int, stream: int, index: int, size: int) -> tuple[np.ndarray, np
     canvas = _backdrop(rng, size)
     for category, name in _SURROUNDINGS.items():
         if rng.random() < (_SURROUNDING_WITH_CLASS if category in categories else _SURROUNDING_WITHOUT):
-            _blend(canvas, _TEXTURES[name](rng, size, _tint(rng, name)), _ground(rng, size))
+            texture = _TEXTURES[name](rng, size, _tint(rng, name))
+            _blend(canvas, texture, _ground(rng, size))
     mask = np.zeros((size, size), dtype=np.uint8)
     for category in categories:
         coverage = _free_shape(rng, size, mask, low=category in _SURROUNDINGS)
@@ -59,7 +60,7 @@ def _blend(canvas: np.ndarray, texture: np.ndarray, coverage: np.ndarray) -> Non
 
 
 def _free_shape(rng: np.random.Generator, size: int, mask: np.ndarray, low: bool) -> np.ndarray:
-    """The coverage in [0, 1] of a random shape that hides little of what is there; after a few attempts the freest one."""
+    """The coverage in [0, 1] of a random shape that hides little of what is there; after some attempts the best one."""
     best, best_overlap = np.zeros(mask.shape), 2.0
     for _ in range(12):
         coverage = _shape(rng, size, low)

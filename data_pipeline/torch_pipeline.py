@@ -57,7 +57,9 @@ class TorchPipeline:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while True:
+            batch = _next(batches)
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
             yield batch
@@ -125,6 +127,18 @@ def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:
         ids=[sample.id for sample in good],
         truth=torch.stack(truths) if truths else None,
     )
+
+
+def _next(batches: Iterator[Batch | _Failure]) -> Batch | _Failure:
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
+            "set data.workers lower or give more of it"
+        ) from error
 
 
 def _leave_signals_to_parent(worker: int) -> None:

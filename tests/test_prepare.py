@@ -1,0 +1,115 @@
+"""python -m cosa_fast.prepare: one label file from every source, every bad image in one report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosa_fast.data_pipeline.synthetic import generate
+from cosa_fast.errors import UserError
+from cosa_fast.prepare import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "set"
+    generate(root, train=10, val=3, size=32)
+    return root
+
+
+def run(root: Path, *options: str, split: str = "train") -> int:
+    return main(["--format", "voc", "--root", str(root), "--split", split, "--workers", "0", *options])
+
+
+def test_every_source_gives_the_same_labels(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = {id: names for id, names in json.loads((root / "labels.json").read_text()).items() if "train" in id}
+    classes = (root / "classes.txt").read_text().split()
+    onehot = {id: np.array([name in names for name in classes], np.float32) for id, names in truth.items()}
+    np.save(root / "cls_labels_onehot.npy", onehot, allow_pickle=True)
+    (root / "Annotations").mkdir()
+    for id, names in truth.items():
+        objects = "".join(f"<object><name>{name}</name></object>" for name in names)
+        (root / "Annotations" / f"{id}.xml").write_text(f"<annotation>{objects}</annotation>")
+    (root / "labels.json").unlink()
+    for source in ("masks", "xml", "npy"):
+        output = tmp_path / f"{source}.json"
+        assert run(root, "--from", source, "-o", str(output)) == 0
+        assert json.loads(output.read_text()) == truth
+    printed = capsys.readouterr().out
+    assert "10 images" in printed
+    assert all(name in printed for name in classes)
+
+
+def test_splits_are_gathered_in_one_file(root: Path) -> None:
+    whole = json.loads((root / "labels.json").read_text())
+    (root / "labels.json").unlink()
+    assert run(root) == 0
+    assert len(json.loads((root / "labels.json").read_text())) == 10
+    assert run(root, split="val") == 0
+    assert json.loads((root / "labels.json").read_text()) == whole
+
+
+def test_all_bad_images_are_reported_at_once(root: Path) -> None:
+    before = (root / "labels.json").read_text()
+    for index in (2, 5, 7):
+        path = root / "JPEGImages" / f"train_0000{index}.jpg"
+        path.write_bytes(path.read_bytes()[:-150])
+    command = [sys.executable, "-m", "cosa_fast.prepare", "--format", "voc", "--split", "train", "--workers", "2"]
+    done = subprocess.run(
+        [*command, "--root", str(root)], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ}, timeout=60
+    )
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert [line.startswith("bad: ") for line in lines] == [True, True, True, False]
+    for index, line in zip((2, 5, 7), lines, strict=False):
+        assert f"train_0000{index}.jpg" in line
+    assert lines[-1].startswith("error: 3 of 10 images are bad")
+    assert (root / "labels.json").read_text() == before
+
+
+def test_bad_masks_are_bad_only_where_masks_are_the_source(root: Path, tmp_path: Path) -> None:
+    (root / "SegmentationClass/train_00004.png").write_bytes(b"nothing")
+    np.save(root / "cls_labels_onehot.npy", {f"train_{k:05d}": np.ones(5) for k in range(10)}, allow_pickle=True)
+    with pytest.raises(UserError, match="1 of 10 images are bad"):
+        run(root, "--from", "masks", "-o", str(tmp_path / "x.json"))
+    assert run(root, "-o", str(tmp_path / "x.json")) == 0
+
+
+def test_a_given_file_is_converted(root: Path, tmp_path: Path) -> None:
+    rows = [f"train_{k:05d},dots;rings" for k in range(10)]
+    (tmp_path / "given.csv").write_text("\n".join(rows))
+    assert run(root, "--labels", str(tmp_path / "given.csv"), "-o", str(tmp_path / "x.json")) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["train_00003"] == ["dots", "rings"]
+    (tmp_path / "given.csv").write_text("\n".join(rows[1:]))
+    with pytest.raises(UserError, match="no label for 1 of 10 images, first train_00000"):
+        run(root, "--labels", str(tmp_path / "given.csv"), "-o", str(tmp_path / "x.json"))
+
+
+def test_nothing_to_take_labels_from_is_said(root: Path) -> None:
+    shutil.rmtree(root / "SegmentationClass")
+    (root / "labels.json").unlink()
+    with pytest.raises(UserError, match="give --labels FILE"):
+        run(root)
+    with pytest.raises(UserError, match="cls_labels_onehot"):
+        run(root, "--from", "npy")
+    with pytest.raises(UserError, match="10 of 10 images are bad"):
+        run(root, "--from", "masks")
+
+
+def test_real_coco_instances_become_a_label_file(tmp_path: Path) -> None:
+    coco = Path(os.environ.get("COSA_SHARED", REPOSITORY.parent / "shared")) / "data/tiny_coco"
+    if not coco.is_dir():
+        pytest.skip(f"real data not found: {coco} (set COSA_SHARED)")
+    output = tmp_path / "labels.json"
+    arguments = ["--format", "coco", "--root", str(coco), "--split", "val2017", "--workers", "0", "-o", str(output)]
+    assert main(arguments) == 0
+    labels = json.loads(output.read_text())
+    assert labels
+    assert all(labels.values())
