@@ -93,6 +93,7 @@ class CoSANet(nn.Module):
     def _classify(self, features: Tensor, classifier: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """Z (B, C) and M (B, C, h, w)."""
         weight = classifier.weight
+        # amax rather than a pooling operator: its gradient is deterministic on every device (ties share it).
         logits = functional.linear(features.amax(dim=(2, 3)), weight.flatten(1))
         source = features.detach() if self.detach_features else features
         return logits, functional.conv2d(source, weight.detach() if self.detach_weights else weight)

@@ -66,11 +66,9 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
 
 def read_state(path: str | Path) -> State:
     """The tensors of a .safetensors, .pth, .pt or .bin file, without wrapper prefixes; UserError if unreadable."""
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            f'model.weights={path}: no such file; give "hub", "none" or the path of a .safetensors, .pth, .pt or .bin'
-        )
+        raise UserError(f"model.weights={path}: no such file; give hub, none or a .safetensors, .pth, .pt or .bin file")
     try:
         content = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else _torch_load(file)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, safetensors.SafetensorError) as error:
@@ -142,8 +140,7 @@ def _rename(key: str, old: str, new: str) -> str:
 
 def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, list[str]]:
     """`state` under the names and in the shapes of `encoder.backbone`, and notes on what was dropped or resampled."""
-    inner = _strip_backbone_prefix(state)
-    dropped = _outside_backbone(state)
+    inner, dropped = _split_backbone(state)
     upcast = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in inner.items()}
     converted = _timm_filter(encoder.backbone, upcast, source)
     if encoder.norm_was_pooled:
@@ -205,18 +202,13 @@ def _own_heads(backbone: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _strip_backbone_prefix(state: State) -> State:
-    for prefix in _BACKBONE_PREFIXES * 2:
-        inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        state = inner or state
-    return state
-
-
-def _outside_backbone(state: State) -> list[str]:
-    """Top-level parts beside the one that holds the backbone: heads and projectors of whatever trained it."""
-    if not any(key.startswith(_BACKBONE_PREFIXES) for key in state):
-        return []
-    return sorted({key.split(".")[0] for key in state if not key.startswith(_BACKBONE_PREFIXES)})
+def _split_backbone(state: State) -> tuple[State, list[str]]:
+    """The backbone's tensors without prefix, and the parts beside it: heads, projectors of whatever trained it."""
+    outside: set[str] = set()
+    while prefix := next((one for one in _BACKBONE_PREFIXES if any(key.startswith(one) for key in state)), None):
+        outside |= {key.split(".")[0] for key in state if not key.startswith(prefix)}
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return state, sorted(outside)
 
 
 def _unwrap(content: Any, source: str) -> State:
