@@ -45,5 +45,5 @@ def strongest(maps: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 def present_classes(truth: Tensor) -> Tensor:
     """(P,) int64 indices in 0..C-1 of the foreground classes in the mask: the image's true label."""
-    values = truth.unique().long()
-    return values[(values != 0) & (values != IGNORE_INDEX)] - 1
+    occurs = torch.bincount(truth.flatten(), minlength=IGNORE_INDEX + 1) > 0
+    return occurs[1:IGNORE_INDEX].nonzero()[:, 0]

@@ -64,8 +64,9 @@ def evaluate_network(
                 flip=eval.flip or teacher.flip,
                 seg_scales=eval.scales,
             )
-            counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, truth)
-            counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, truth)
+            present = present_classes(truth)
+            counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, present, truth)
+            counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
             if progress is not None:
                 progress(done, len(chosen))
     return counts.result(len(chosen), indices, coexistence)
@@ -114,17 +115,17 @@ class _Counts:
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
         self.has_aux = False
 
-    def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, truth: Tensor) -> None:
-        """outputs: one per scale of the evaluation; truth: (H, W) uint8."""
+    def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
+        """outputs: one per scale of the evaluation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
         segs = [_rows(output.seg, flip) for output in outputs if output.seg is not None]
-        allowed = allowed_classes(present_classes(truth), len(self.classes))
+        allowed = allowed_classes(present, len(self.classes))
         for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
             self.label_free.update(best_class(logits), truth[rows])
             self.label_aware.update(best_class(logits, allowed), truth[rows])
 
-    def add_cams(self, outputs: Sequence[Outputs], flip: bool, truth: Tensor) -> None:
-        """outputs: one per scale of the teacher; truth: (H, W) uint8."""
-        present, size = present_classes(truth), (truth.shape[0], truth.shape[1])
+    def add_cams(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
+        """outputs: one per scale of the teacher; present and truth as above."""
+        size = (truth.shape[0], truth.shape[1])
         maps = normalised_cams([_rows(output.cam, flip) for output in outputs], present, size)
         self.cam.add(maps, present, truth)
         aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]

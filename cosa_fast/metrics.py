@@ -82,6 +82,7 @@ class ThresholdSweep:
         if not thresholds or any(low >= high for low, high in itertools.pairwise(thresholds)):
             raise ValueError(f"thresholds must be strictly increasing and not empty, got {list(thresholds)}")
         self.num_classes = num_classes
+        self.grid = tuple(thresholds)
         self.thresholds = torch.tensor(thresholds, dtype=torch.float32, device=device)
         shape = (len(thresholds) + 1, num_classes, num_classes)
         self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -111,7 +112,7 @@ class ThresholdSweep:
         iou = iou_from_counts(self.confusions())
         miou = mean_iou(iou, indices)
         best = int(miou.nan_to_num(nan=-1.0).argmax())
-        return BestThreshold(float(miou[best]), float(self.thresholds[best]), iou[best])
+        return BestThreshold(float(miou[best]), self.grid[best], iou[best])
 
 
 def threshold_grid(step: float) -> list[float]:

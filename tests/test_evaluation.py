@@ -401,6 +401,8 @@ def test_table_names_classes_and_both_kinds_of_segmentation(tmp_path: Path) -> N
     by_name = {line.split()[0]: line.split()[1:] for line in lines[3:]}
     assert float(by_name["cat"][0]) == pytest.approx(result.label_free.iou[1], abs=0.006)
     assert float(by_name["mIoU"][1]) == pytest.approx(result.label_aware.miou, abs=0.006)
+    assert result.cam.best_threshold != 0.5
+    assert float(by_name["threshold"][2]) == pytest.approx(result.cam.best_threshold, abs=6e-4)
     assert float(by_name["threshold"][3]) == pytest.approx(0.3, abs=6e-4)
 
 

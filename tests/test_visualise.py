@@ -95,6 +95,17 @@ def test_gallery_has_a_row_per_image_and_the_truth_last(networks: Networks, tmp_
     assert networks.teacher.training
 
 
+def test_cams_of_the_gallery_are_gated_by_the_classes_of_the_mask(networks: Networks, tmp_path: Path) -> None:
+    image, mask = image_files(tmp_path, 1)[0], tmp_path / "mask.png"
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(mask)
+    gallery(networks, ImageDataset(CLASSES, ["a"], [image], masks=[mask]), tmp_path / "gallery.png", 1)
+    with Image.open(tmp_path / "gallery.png") as canvas:
+        tiles = np.array(canvas).astype(float)[20 + MARGIN :, MARGIN:]
+    step = TILE + MARGIN
+    original, cam = tiles[40:150, 10:180], tiles[40:150, step + 10 : step + 180]
+    np.testing.assert_allclose(cam, 0.4 * original, atol=2, err_msg="no class present: no heat")
+
+
 def test_gallery_without_masks_takes_the_labels(networks: Networks, tmp_path: Path) -> None:
     images = image_files(tmp_path, 1)
     labels = LabelTable(np.array([[True, False]]), np.array([True]))
