@@ -1,6 +1,8 @@
 """The portable training pipeline: PIL pixel operations, torch tensors, worker processes of torch's DataLoader."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -16,6 +18,12 @@ from cosa_fast.data_pipeline.pixels import Views, normalise, render
 from cosa_fast.errors import UserError
 
 __all__ = ["TorchPipeline", "normalise"]
+
+
+_KILLED = (
+    "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
+    "set data.workers lower or give more of it"
+)
 
 
 class TorchPipeline:
@@ -57,12 +65,17 @@ class TorchPipeline:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._loader)
-        while True:
-            batch = _next(batches)
-            if isinstance(batch, _Failure):
-                raise UserError(batch.message)
-            yield batch
+        try:
+            for batch in self._loader:
+                if isinstance(batch, _Failure):
+                    break
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise UserError(_KILLED) from error
+        # Raised only here, outside the loop: its traceback would keep the loop's workers alive.
+        raise UserError(batch.message)
 
 
 @dataclass
@@ -129,21 +142,18 @@ def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:
     )
 
 
-def _next(batches: Iterator[Batch | _Failure]) -> Batch | _Failure:
-    try:
-        return next(batches)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise UserError(
-            "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
-            "set data.workers lower or give more of it"
-        ) from error
-
-
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and SIGTERM often reach the whole process group; the parent decides what they mean, saves, and ends its
-    workers itself.
+    """Ctrl-C and SIGTERM often reach the whole process group. The parent decides what they mean, saves, and ends its
+    workers itself:
+    a worker obeys SIGTERM only from its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_asks(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,9 +1,9 @@
 """The stream of batches: the same for any number of workers, resumable, blind to masks, clear in its errors."""
 
 import multiprocessing
-import os
 import shutil
-import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = AugmentConfig(crop_size=48)
 
 
@@ -108,13 +109,29 @@ def test_workers_ignore_the_groups_signals_and_end_with_the_stream(dataset: Imag
     assert len(workers) == 2
     for worker in workers:
         assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+        subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
     assert len(list(islice(stream, 12))) == 12
     stream.close()  # type: ignore[attr-defined]
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), 2); time.sleep(9)", "1 / 0"])
+def test_a_program_that_ends_in_mid_stream_leaves_at_once(synthetic_root: Path, end: str) -> None:
+    program = f"""
+import os, time
+from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import AugmentConfig, TorchPipeline
+dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
+stream = iter(TorchPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, workers=2))
+next(stream)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=25)
+    assert done.returncode != 0
+    assert "DataLoader" not in done.stderr
 
 
 def test_a_killed_worker_is_explained(dataset: ImageDataset) -> None:
