@@ -227,6 +227,7 @@ def test_every_figure_equals_the_plain_computation(tmp_path: Path, tiny_network:
         assert score is not None
         assert score.at_threshold is not None
         assert score.threshold == pytest.approx(threshold)
+        assert result.summary()[f"{name}_best_threshold"] == score.best_threshold
         np.testing.assert_allclose(score.at_threshold.iou, thresholded(found[name], threshold), atol=1e-6)
         by_threshold = {t / 10: np.nanmean(thresholded(found[name], t / 10)) for t in range(1, 10)}
         assert score.best.miou == pytest.approx(max(by_threshold.values()), abs=1e-6)
