@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from .validation import TensorChecks, check_backend, check_number
+from .validation import TensorChecks, check_backend, check_number, fail
 
 
 def adamw_ema_(
@@ -60,6 +60,8 @@ def adamw_ema_(
         checks.check("momentum", momentum, "")
     else:
         check_number("momentum", momentum, 0, 1)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise fail("betas", repr(betas), "two numbers (β₁, β₂)")
     for beta in betas:
         check_number("betas", beta, 0, 1, open_high=True)
     check_number("eps", eps, 0)

@@ -240,7 +240,7 @@ def _separation(scores: Tensor, label: Tensor, selected: Tensor) -> Tensor:
     anchors = negative.any(2, keepdim=True)
     negatives = scores.masked_fill(~negative & anchors, -torch.inf).logsumexp(2, keepdim=True)
     terms = -F.logsigmoid(scores - negatives)
-    weight = (positive & anchors) / positive.sum(2, keepdim=True).clamp(min=1)
+    weight = (positive & anchors).to(scores.dtype) / positive.sum(2, keepdim=True).clamp(min=1)
     return (weight * terms).sum()
 
 
