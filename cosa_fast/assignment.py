@@ -74,7 +74,7 @@ class AssignmentNetwork:
         return Assignment(
             cam=fused([output.cam for output in outputs]),
             cam_aux=fused(cams_aux) if cams_aux else None,
-            seg_logits=[output.seg for output in outputs],
+            seg_logits=[output.segmentation() for output in outputs],
         )
 
     def _forward(self, images: Tensor, scale: float) -> Outputs:
@@ -85,7 +85,7 @@ class AssignmentNetwork:
         if self._config.flip:
             return self.model(torch.cat([scaled, scaled.flip(-1)]))
         output = self.model(scaled)
-        return Outputs(*(None if item is None else _with_mirror(item) for item in output))
+        return Outputs._make(None if item is None else _with_mirror(item) for item in output)
 
 
 def resize_to_stride(images: Tensor, scale: float, stride: int) -> Tensor:

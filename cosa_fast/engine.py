@@ -37,7 +37,7 @@ class Engine:
         self.device = device
         self.iteration = 0
         # Convolutions run about a third faster in this layout, on CPU and GPU alike; results stay those of the plain layout.
-        student = build_model(config.model, num_classes).to(device, memory_format=torch.channels_last)
+        student = build_model(config.model, num_classes).to(device).to(memory_format=torch.channels_last)
         self.student: CoSANet = student.train()
         self.teacher = AssignmentNetwork(self.student, config.teacher)
         self.optimizer = build_optimizer(self.student, config.optim)

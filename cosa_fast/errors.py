@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can cause and mend. A leaf module: it imports nothing, anything may import it."""
+"""The one exception for mistakes that a user can cause and mend. A leaf module: anything may import it."""
 
 
 class UserError(Exception):

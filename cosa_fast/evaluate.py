@@ -18,10 +18,10 @@ from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, config_from_dict, config_to_dict
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.device import pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import EvalResult
 from cosa_fast.evaluation import evaluate_network
-from cosa_fast.training import pick_device
 
 # The rest of the configuration shaped the weights; changing it here would change nothing, silently.
 SECTIONS = ("data", "teacher", "eval", "run")

@@ -30,6 +30,12 @@ class Outputs(NamedTuple):
     cam_aux: Tensor | None
     """M† (B, C, h, w)."""
 
+    def segmentation(self) -> Tensor:
+        """S, where the forward pass was asked for it."""
+        if self.seg is None:
+            raise ValueError("seg: the forward pass left the segmentation head out, want seg=True")
+        return self.seg
+
 
 class LargeFOV(nn.Module):
     """Segmentation head: 3×3 D → width, ReLU, 3×3 width → width, ReLU, 1×1 → K; both 3×3 dilated; no bias, no norm."""

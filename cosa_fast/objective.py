@@ -89,7 +89,7 @@ class Objective:
 
     def _reliable_ce(self, outputs: Outputs, targets: list[Target], batch: Batch) -> Tensor:
         return raw_cross_entropy(
-            outputs.seg,
+            outputs.segmentation(),
             torch.stack([target.maps.confidence for target in targets]),
             torch.stack([target.maps.category for target in targets]),
             torch.stack([target.threshold for target in targets]),
@@ -135,7 +135,7 @@ class Objective:
     def _energy(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
         """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution."""
         size = (batch.strong.shape[2], batch.strong.shape[3])
-        logits = F.interpolate(outputs.seg, size=size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(outputs.segmentation(), size=size, mode="bilinear", align_corners=False)
         roi = F.avg_pool2d(batch.valid[:, None].to(logits.dtype), 2)
         probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
         mean, std = (batch.strong.new_tensor(value).view(1, 3, 1, 1) for value in (self._mean, self._std))

@@ -16,10 +16,10 @@ from cosa_fast.checkpoint import Networks, load_networks
 from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.images import IMAGE_SUFFIXES, read_image
 from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.device import pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation import class_indices
 from cosa_fast.inference import allowed_classes, segment
-from cosa_fast.training import pick_device
 from cosa_fast.visualise import overlay, palette_image
 
 MAX_SIDE = 1024

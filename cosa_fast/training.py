@@ -14,9 +14,10 @@ import yaml
 
 from cosa_fast import checkpoint, manifest
 from cosa_fast.config import Config, config_from_dict, config_to_dict
-from cosa_fast.data_pipeline.augment import AugmentConfig
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data import augmentation, open_datasets
+from cosa_fast.data_pipeline.datasets import ImageDataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.device import pick_device
 from cosa_fast.engine import Engine, NonFiniteLoss
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation import EvalResult, evaluate_network
@@ -53,44 +54,6 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
     if state is not None:
         run.restore(state)
     return run.execute()
-
-
-def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
-    """The training and the validation split; the latter must have masks and the same classes."""
-    data = config.data
-    training_set = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
-    validation_set = open_dataset(data.format, data.root, data.val_split, classes=data.classes, need_labels=False)
-    if not validation_set.has_masks:
-        raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
-    for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
-        for name in names:
-            if name not in training_set.classes:
-                raise UserError(
-                    f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}"
-                )
-    return training_set, validation_set
-
-
-def augmentation(config: Config) -> AugmentConfig:
-    """The data section's part that concerns the views."""
-    data = config.data
-    return AugmentConfig(
-        crop_size=data.crop_size,
-        scale_range=data.scale_range,
-        flip_probability=data.flip_probability,
-        blur_probability=data.blur_probability,
-        blur_radius=data.blur_radius,
-        strong=data.strong,
-        mean=data.mean,
-        std=data.std,
-    )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `run.device` means."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device = cuda, but this torch sees no CUDA device; use run.device=auto or cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 class _Run:
@@ -140,7 +103,7 @@ class _Run:
         except NonFiniteLoss as error:
             path = self._save(self.checkpoints / "last_good.pt")
             raise UserError(
-                f"{error}; the state before it is in {path}: continue from there with a lower optim.lr and --resume {path}"
+                f"{error}; the state before it is in {path}: go on from there with a lower optim.lr and --resume {path}"
             ) from error
         except UserError:
             self._save()
@@ -209,8 +172,8 @@ class _Run:
         if values.get("foreground_reliability", 1.0) < FOREGROUND_WARNING and not self.warned:
             self.warned = True
             self.log.message(
-                f"warning: iteration {iteration}: foreground holds {values['foreground_reliability']:.1%} of the reliability "
-                "mass of the CAM pseudo-label; without loss.foreground_weight the segmentation collapses to background"
+                f"warning: iteration {iteration}: foreground holds {values['foreground_reliability']:.1%} of the "
+                "reliability mass of the CAM pseudo-label; without loss.foreground_weight the segmentation collapses"
             )
 
     def _evaluate(self) -> dict[str, EvalResult]:
