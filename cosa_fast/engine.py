@@ -11,7 +11,7 @@ from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.model import CoSANet, build_model
 from cosa_fast.objective import Objective
-from cosa_fast.optim import build_optimizer, set_learning_rate
+from cosa_fast.optim import build_optimizer, load_optimizer_state, set_learning_rate
 from cosa_fast.threshold import build_thresholds
 
 
@@ -54,6 +54,10 @@ class Engine:
         """(ξ, ξ†) as 0-d tensors on the device."""
         return self.thresholds[0].value, self.thresholds[1].value
 
+    @property
+    def _step_seed(self) -> int:
+        return hash((self.config.run.seed, self.iteration)) % 2**63
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration on a batch that is on the device; returns detached 0-d metrics: `loss`, every term, statistics.
 
@@ -61,6 +65,8 @@ class Engine:
         last good step.
         """
         rate = set_learning_rate(self.optimizer, self.iteration, self.config.optim)
+        # Random layers of a backbone (dropout, stochastic depth): like the data, a function of seed and iteration.
+        torch.manual_seed(self._step_seed)
         before = [threshold.state_dict() for threshold in self.thresholds]
         terms, statistics = self._losses(batch)
         loss = self.objective.total(terms)
@@ -87,8 +93,7 @@ class Engine:
             return terms, {}
         assignment = self.teacher.assign(batch.weak, batch.labels, batch.valid)
         self._update_thresholds(assignment, batch)
-        noise_seed = hash((self.config.run.seed, self.iteration)) % 2**63
-        terms |= self.objective.cotraining(outputs, assignment, batch, self.threshold_values, noise_seed)
+        terms |= self.objective.cotraining(outputs, assignment, batch, self.threshold_values, self._step_seed)
         return terms, self._statistics(assignment, batch)
 
     def _update_thresholds(self, assignment: Assignment, batch: Batch) -> None:
@@ -132,6 +137,6 @@ class Engine:
         self.iteration = int(state["iteration"])
         self.student.load_state_dict(state["student"])
         self.teacher.model.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for threshold, saved in zip(self.thresholds, state["thresholds"], strict=True):
             threshold.load_state_dict(saved)

@@ -1,6 +1,8 @@
 """AdamW with the method's two parameter groups: encoder, and heads at `head_multiplier` times its rate (METHOD
 section 6)."""
 
+from typing import Any
+
 import torch
 
 from cosa_fast.config import OptimConfig
@@ -23,3 +25,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: 
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
     return rate
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take the moments from `state`, but keep the options (betas, weight decay, multiplier) that the optimiser was
+    built with: a run resumed with other settings follows those, not the checkpoint's."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
