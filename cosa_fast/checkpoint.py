@@ -1,8 +1,8 @@
 """Checkpoints: written aside and renamed, read with weights_only, rotated; and the networks that one holds."""
 
 import os
-import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; checkpoints are in runs/NAME/checkpoints/")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"checkpoint {path}: cut short, or not a checkpoint; take another one of the run")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
         raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({_first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
