@@ -30,7 +30,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take the moments from `state`, but keep the options (betas, weight decay, multiplier) that the optimiser was
     built with: a run resumed with other settings follows those, not the checkpoint's."""
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    # Not lr: the schedule writes it before every step.
+    options = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)

@@ -132,7 +132,9 @@ class _Run:
         config, engine = self.config, self.engine
         results: dict[str, EvalResult] = {}
         if engine.iteration >= config.optim.iterations:
-            return self._evaluate()
+            results = self._evaluate()
+            self._save()
+            return results
         batches = iter(
             TorchPipeline(
                 self.training_set,
@@ -250,16 +252,17 @@ def finish(summary: Summary, config: Config) -> None:
 
 
 def _resume_state(config: Config, directory: Path, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
-    newest = checkpoint.latest(directory / "checkpoints")
     if resume is None:
-        if newest is not None and not overwrite:
+        # best.pt or last_good.pt may be all that an earlier run has left.
+        kept = sorted((directory / "checkpoints").glob("*.pt"))
+        if kept and not overwrite:
             raise UserError(
-                f"{directory} holds a run already ({newest.name}); continue it with --resume auto, replace it with "
+                f"{directory} holds a run already ({kept[0].name}); continue it with --resume auto, replace it with "
                 "--overwrite, or give this one another run.name"
             )
         _clear(directory)
         return None
-    path = newest if resume == "auto" else Path(resume)
+    path = checkpoint.latest(directory / "checkpoints") if resume == "auto" else Path(resume)
     if path is None:
         return None
     state = checkpoint.load(path)
