@@ -1,0 +1,131 @@
+"""Errors as the user of the command line meets them, in processes of their own where that is the point."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cosa_fast.cli import run_cli
+from cosa_fast.errors import UserError
+from cosa_fast.train import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m cosa_fast.train ARGUMENTS` in a folder that is not the repository."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "cosa_fast.train", *arguments]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """run(*arguments): (exit status, stderr) of training's command line in an empty folder."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        return run_cli(main), capsys.readouterr().err
+
+    return call
+
+
+def fail(argv: list[str]) -> int:
+    raise UserError("data.root: gone; set data.root=...")
+
+
+def test_user_error_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["anything"])
+    assert run_cli(fail) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: data.root: gone; set data.root=...\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback_and_stays_out_of_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", ["anything", "a", "--debug", "b=1"])
+    assert run_cli(lambda argv: seen.append(argv) or 7) == 7
+    assert seen == [["a", "b=1"]]
+    with pytest.raises(UserError, match="gone"):
+        run_cli(fail)
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["anything"])
+    with pytest.raises(ZeroDivisionError):
+        run_cli(lambda argv: 1 // 0)
+
+
+def test_voc_without_its_images_on_the_real_command_line(tmp_path: Path) -> None:
+    """One line: where it looked, which archive to fetch, and what to try without it."""
+    result = command("voc.yaml", cwd=tmp_path)
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in ("data/VOCdevkit/VOC2012", "VOCtrainval_11-May-2012.tar", "demo.yaml", "data.root="):
+        assert part in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_on_the_real_command_line(tmp_path: Path) -> None:
+    result = command("voc.yaml", "--debug", "optim.lerning_rate=1", cwd=tmp_path)
+
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "UserError" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.batchsize=8", ("optim.batchsize", "batch_size")),
+        ("optimiser.lr=1", ("optimiser", "optim")),
+        ("optim.lr=fast", ("optim.lr", "fast")),
+        ("optim.lr=-1", ("optim.lr", "-1")),
+        ("loss.guidance=oracle", ("loss.guidance", "oracle", "truth")),
+        ("teacher.momentum=1.5", ("teacher.momentum", "1.5")),
+        ("optim.lr", ("optim.lr", "key=value")),
+        ("optim.cotrain_after=99999", ("optim.cotrain_after", "99999")),
+        ("threshold.mode=band", ("threshold.mode", "loss.csc=0")),
+    ],
+)
+def test_a_bad_override_is_one_line_that_names_it(
+    override: str, parts: tuple[str, ...], run: Callable[..., tuple[int, str]]
+) -> None:
+    status, errors = run("voc.yaml", override)
+
+    assert status == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert all(part in errors for part in parts)
+
+
+def test_an_unknown_configuration_lists_the_shipped_ones(run: Callable[..., tuple[int, str]]) -> None:
+    status, errors = run("vok.yaml")
+    assert status == 2
+    assert errors.count("\n") == 1
+    assert "voc.yaml" in errors
+
+
+def test_a_missing_checkpoint_is_one_line(run: Callable[..., tuple[int, str]]) -> None:
+    status, errors = run("voc.yaml", "--resume", "nowhere.pt")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "nowhere.pt" in errors
+
+
+def test_options_may_stand_anywhere(run: Callable[..., tuple[int, str]]) -> None:
+    """Overrides before and after options."""
+    status, errors = run("voc.yaml", "optim.lr=1e-4", "--overwrite", "data.root=elsewhere")
+    assert status == 2
+    assert "elsewhere" in errors
