@@ -52,10 +52,8 @@ def test_user_error_is_one_line_and_status_2(
 
 
 def test_debug_shows_the_traceback_and_stays_out_of_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["anything", "a", "--debug", "b=1"])
-    assert run_cli(lambda argv: seen.append(argv) or 7) == 7
-    assert seen == [["a", "b=1"]]
+    assert run_cli(lambda argv: 7 if argv == ["a", "b=1"] else 0) == 7
     with pytest.raises(UserError, match="gone"):
         run_cli(fail)
 

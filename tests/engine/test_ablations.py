@@ -230,6 +230,7 @@ def test_teacher_runs_at_its_scales_and_flips(
 
 def test_truth_guidance_needs_masks_and_follows_them(make_engine: MakeEngine, batches: list[Batch]) -> None:
     batch = batches[1]
+    assert batch.truth is not None
     blank = Batch(batch.weak, batch.strong, batch.labels, batch.valid, batch.ids, torch.zeros_like(batch.truth))
     none = Batch(batch.weak, batch.strong, batch.labels, batch.valid, batch.ids)
     values = [make_engine("loss.guidance=truth").step(each)["s2c"] for each in (batch, blank)]

@@ -104,6 +104,18 @@ def test_auto_with_nothing_there_starts_fresh(straight: Path, make_config: Calla
     assert log(summary.directory) == log(straight)
 
 
+def test_the_best_score_is_remembered(straight: Path, make_config: Callable[..., Config]) -> None:
+    """A worse evaluation after the resumption must not replace best.pt."""
+    config = make_config()
+    directory = Path(config.run.output) / config.run.name
+    state = checkpoint.load(straight / "checkpoints" / "00000005.pt")
+    checkpoint.save(directory / "checkpoints" / "00000005.pt", {**state, "best": 99.0})
+    train(config, resume="auto")
+
+    assert final(directory)["best"] == 99.0
+    assert not (directory / "checkpoints" / "best.pt").exists()
+
+
 def test_same_seed_same_run_other_seed_other_run(
     straight: Path, make_config: Callable[..., Config], same: Same
 ) -> None:
