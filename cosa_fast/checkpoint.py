@@ -30,15 +30,23 @@ class Networks:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` is at every moment absent, the old file, or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `state` so that `path` is at every moment absent, the old file, or the whole new one.
+
+    Raises UserError when it cannot be written (a full disk, a read-only folder).
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {path}: cannot be written ({error.strerror or error}); free or choose another disk "
+            "(run.output) and go on with --resume auto"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -52,9 +60,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise UserError(f"checkpoint {path}: cut short, or not a checkpoint; take another one of the run")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (
-        Exception
-    ) as error:  # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
+    # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
+    except Exception as error:
         raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({_first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")

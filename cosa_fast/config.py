@@ -93,7 +93,7 @@ class LossConfig:
     reliability: Literal["perplexity", "none"] = "perplexity"
     foreground_weight: float | None = bounded(0.5, low=0.0, high=1.0)
     alpha: float = bounded(0.8, low=1e-3, high=0.999)
-    beta: float = bounded(1.0, low=0.0)
+    beta: float = bounded(1.0, low=0.0, high=10.0)
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
     s2c_temperature: float = bounded(0.01, low=1e-6)
     s2c_relu: bool = False
@@ -245,6 +245,11 @@ def _check_combinations(config: Config, where: str) -> None:
         not (config.threshold.mode == "band" and (config.loss.csc > 0 or config.loss.reliability == "perplexity")),
         "threshold.mode = band has no single threshold for a perplexity; set loss.csc=0 and loss.reliability=none, "
         "or threshold.mode to dynamic or fixed",
+    )
+    aux = config.loss.cls_aux if config.model.aux_layer is not None else 0.0
+    require(
+        config.optim.cotrain_after == 0 or config.loss.cls + aux > 0,
+        "loss.cls and loss.cls_aux are both 0, so nothing is learned before optim.cotrain_after; set one of them",
     )
     require(len(config.teacher.scales) > 0, "teacher.scales is empty; give at least one scale, for example [1.0]")
     require(len(config.eval.scales) > 0, "eval.scales is empty; give at least one scale, for example [1.0]")

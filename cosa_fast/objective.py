@@ -16,6 +16,7 @@ from cosa_fast.model import Outputs
 # The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with
 # this.
 ENERGY_INNER_WEIGHT = 1e-7
+IGNORE_INDEX = 255
 
 
 @dataclass
@@ -104,12 +105,15 @@ class Objective:
         """Eqs. 7, 8."""
         guidance = _guidance_logits(self._config, assignment, batch, noise_seed)
         size = (batch.weak.shape[2], batch.weak.shape[3])
+        valid = batch.valid
+        if self._config.guidance == "truth" and batch.truth is not None:
+            valid = valid & (batch.truth != IGNORE_INDEX)
         return seg_to_cam_loss(
             outputs.cam,
             guidance,
             batch.labels,
             size,
-            batch.valid,
+            valid,
             temperature=self._config.s2c_temperature,
             relu=self._config.s2c_relu,
         )

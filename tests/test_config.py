@@ -105,6 +105,8 @@ def test_overrides_apply_in_order_and_read_yaml() -> None:
         ("optim.lr=[", ["YAML"]),
         ("optim.iterations=100", ["cotrain_after", "6000"]),
         ("threshold.mode=band", ["loss.csc=0", "reliability"]),
+        ("loss={cls: 0, cls_aux: 0}", ["loss.cls", "cotrain_after"]),
+        ("loss.beta=50", ["loss.beta", "<= 10"]),
     ],
 )
 def test_bad_values_are_refused_in_one_line_that_names_key_and_remedy(override: str, parts: list[str]) -> None:
