@@ -10,7 +10,7 @@ from cosa_fast.training import Summary, finish, train
 
 
 def baseline(config: Config) -> Config:
-    """The same schedule with the classification losses alone: its CAMs are the pseudo-labels of the classical pipeline."""
+    """The same schedule with the classification losses alone: its CAMs are the classical pseudo-labels."""
     return replace(
         config,
         optim=replace(config.optim, cotrain_after=config.optim.iterations),

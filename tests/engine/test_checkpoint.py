@@ -45,7 +45,7 @@ def test_a_failing_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
     checkpoint.save(path, {"iteration": 1})
     content = path.read_bytes()
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         checkpoint.save(path, {"weights": torch.zeros(1000), "iteration": 2, "bad": Unwritable()})
 
     assert path.read_bytes() == content
