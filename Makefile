@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Threads of torch that wait must not take time from those that work: cores are few and shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test
 demo: $(VENV)/.installed
