@@ -31,7 +31,8 @@ class EvalResult:
     """What evaluate_network measured on `images` images.
 
     classes: the K names, background first; indices: those of them that the means are over.
-    cam_aux and ensemble are None for a network without auxiliary head.
+    cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
+    cam_label_free is M' gated by the classes that the classifier itself predicts.
     """
 
     images: int
@@ -40,6 +41,7 @@ class EvalResult:
     label_free: Score
     label_aware: Score
     cam: CamScore
+    cam_label_free: CamScore
     cam_aux: CamScore | None
     ensemble: CamScore | None
 
@@ -53,7 +55,8 @@ class EvalResult:
         return columns
 
     def summary(self) -> dict[str, float]:
-        """mIoU in percent: seg_label_free, seg_label_aware, cam_best, cam_at_threshold, cam_aux_..., ensemble_...
+        """mIoU in percent: seg_label_free, seg_label_aware, cam_best, cam_at_threshold, cam_label_free_...,
+        cam_aux_..., ensemble_...
 
         With coexistence classes also c_miou_NAME for each of them. NAME_threshold and NAME_best_threshold are the
         confidences in [0, 1] behind NAME_at_threshold and NAME_best. What was not measured is left out.
@@ -82,7 +85,12 @@ class EvalResult:
         return _format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
 
     def _cams(self) -> dict[str, CamScore]:
-        cams = {"cam": self.cam, "cam_aux": self.cam_aux, "ensemble": self.ensemble}
+        cams = {
+            "cam": self.cam,
+            "cam_label_free": self.cam_label_free,
+            "cam_aux": self.cam_aux,
+            "ensemble": self.ensemble,
+        }
         return {name: cam for name, cam in cams.items() if cam is not None}
 
     def _thresholds(self) -> list[float]:
@@ -100,6 +108,8 @@ _HEADINGS = {
     "seg_label_aware": ("seg", "label-aware"),
     "cam_best": ("CAM", "best thr."),
     "cam_at_threshold": ("CAM", "at ξ"),
+    "cam_label_free_best": ("CAM l.-free", "best thr."),
+    "cam_label_free_at_threshold": ("CAM l.-free", "at ξ"),
     "cam_aux_best": ("CAM†", "best thr."),
     "cam_aux_at_threshold": ("CAM†", "at ξ†"),
     "ensemble_best": ("ensemble", "best thr."),

@@ -42,7 +42,8 @@ def evaluate_network(
     """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
 
     classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread.
-    The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes) the teacher's; a scale that
+    The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
+    classes that the classifier predicts) the teacher's; a scale that
     both name is computed once. progress(done, total) is called after each image.
     Raises UserError for a set without masks or with other classes, for unknown class names, and for unreadable files.
     """
@@ -111,7 +112,7 @@ class _Counts:
         main, aux = (None if value is None else float(value) for value in thresholds)
         self.label_free = ConfusionMatrix(num_classes, device)
         self.label_aware = ConfusionMatrix(num_classes, device)
-        self.cam, self.cam_aux = cam(main), cam(aux)
+        self.cam, self.cam_label_free, self.cam_aux = cam(main), cam(main), cam(aux)
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
         self.has_aux = False
 
@@ -128,6 +129,10 @@ class _Counts:
         size = (truth.shape[0], truth.shape[1])
         maps = normalised_cams([_rows(output.cam, flip) for output in outputs], present, size)
         self.cam.add(maps, present, truth)
+        predicted = predicted_classes([_rows(output.logits, flip) for output in outputs])
+        self.cam_label_free.add(
+            normalised_cams([_rows(output.cam, flip) for output in outputs], predicted, size), predicted, truth
+        )
         aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
         if aux:
             self.has_aux = True
@@ -143,6 +148,7 @@ class _Counts:
             label_free=_score(self.label_free.iou(), indices, coexistence),
             label_aware=_score(self.label_aware.iou(), indices, coexistence),
             cam=self.cam.score(indices, coexistence),
+            cam_label_free=self.cam_label_free.score(indices, coexistence),
             cam_aux=self.cam_aux.score(indices, coexistence) if self.has_aux else None,
             ensemble=self.ensemble.score(indices, coexistence) if self.has_aux else None,
         )
@@ -152,6 +158,11 @@ def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> S
     percent = 100 * iou
     c_miou = float(mean_iou(percent, coexistence)) if coexistence else None
     return Score(float(mean_iou(percent, indices)), tuple(percent.tolist()), c_miou)
+
+
+def predicted_classes(logits: Sequence[Tensor]) -> Tensor:
+    """(P,) int64 indices of the classes with a mean image logit above 0 (σ > ½); logits: one (1 or 2, C) per scale."""
+    return (torch.cat(list(logits)).mean(0) > 0).nonzero()[:, 0]
 
 
 def _rows(maps: Tensor, flip: bool) -> Tensor:
