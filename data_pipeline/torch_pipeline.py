@@ -70,8 +70,9 @@ class TorchPipeline:
                 if isinstance(batch, _Failure):
                     break
                 yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # A worker's death shows as torch's own error, or as a tensor whose sender is gone.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             raise UserError(_KILLED) from error
         # Raised only here, outside the loop: its traceback would keep the loop's workers alive.

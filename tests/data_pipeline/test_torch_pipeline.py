@@ -153,7 +153,7 @@ except UserError as error:
     os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert "data.workers process was killed" in done.stdout
+    assert "data.workers process was killed" in done.stdout, done.stderr
 
 
 def test_one_pixel_and_8000_pixel_images_go_through(make_voc: Callable[..., Path]) -> None:
