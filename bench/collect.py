@@ -22,7 +22,7 @@ def collect(run: Path) -> dict[str, Any]:
     ]
     seconds = sum(step["seconds_per_iteration"] * span for step, span in zip(steps, spans, strict=True))
     return {
-        "results": json.loads((run / "results.json").read_text(encoding="utf-8")),
+        "results": {record["network"]: record for record in records if record["kind"].startswith("eval_")},
         "training_minutes": round(seconds / 60, 1),
         "manifest": json.loads((run / "manifest.json").read_text(encoding="utf-8")),
         "config": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")),

@@ -175,7 +175,8 @@ class _Run:
             self.warned = True
             self.log.message(
                 f"warning: iteration {iteration}: foreground holds {values['foreground_reliability']:.1%} of the "
-                "reliability mass of the CAM pseudo-label; without loss.foreground_weight the segmentation collapses"
+                "reliability mass of the CAM pseudo-label, and the segmentation may collapse to background; "
+                "co-train later (optim.cotrain_after), or see loss.foreground_weight and threshold.clamp"
             )
 
     def _evaluate(self) -> dict[str, EvalResult]:
