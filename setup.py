@@ -13,6 +13,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
+        'triton>=3.6; platform_system == "Linux"',
         "timm>=1.0.20",
         "numpy>=1.26",
         "pillow>=10.3",

@@ -37,8 +37,9 @@ class Assignment:
 class AssignmentNetwork:
     """A copy of the online network whose weights follow Θ' ← mΘ' + (1 − m)Θ; it gets no gradient."""
 
-    def __init__(self, student: CoSANet, config: TeacherConfig) -> None:
+    def __init__(self, student: CoSANet, config: TeacherConfig, backend: str = "auto") -> None:
         self._config = config
+        self._backend = backend
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
         self._pairs = self._match(student)
 
@@ -67,7 +68,8 @@ class AssignmentNetwork:
 
         def fused(cams: list[Tensor]) -> AssignedMaps:
             return AssignedMaps(
-                *fuse_cams(cams, labels, size, valid), *fuse_cams(cams, labels, grid, valid_on_grid(valid, grid))
+                *fuse_cams(cams, labels, size, valid, backend=self._backend),
+                *fuse_cams(cams, labels, grid, valid_on_grid(valid, grid), backend=self._backend),
             )
 
         cams_aux = [output.cam_aux for output in outputs if output.cam_aux is not None]

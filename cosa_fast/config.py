@@ -138,12 +138,14 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps."""
+    """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps. `backend`: of
+    the kernels (auto: Triton on CUDA, plain PyTorch elsewhere)."""
 
     name: str = "voc"
     output: str = "runs"
     seed: int = bounded(0, low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "triton", "reference"] = "auto"
     threads: int | None = bounded(None, low=1, high=1024)
     log_every: int = bounded(20, low=1)
     checkpoint_every: int = bounded(1000, low=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from cosa_fast.assignment import Assignment, AssignmentNetwork, valid_on_grid
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.device import check_backend
 from cosa_fast.model import CoSANet, build_model
 from cosa_fast.objective import Objective
 from cosa_fast.optim import build_optimizer, load_optimizer_state, set_learning_rate
@@ -32,6 +33,7 @@ class Engine:
     """
 
     def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
+        check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
         self.device = device
@@ -39,9 +41,9 @@ class Engine:
         self.student: CoSANet = build_model(config.model, num_classes).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.teacher = AssignmentNetwork(self.student, config.teacher)
+        self.teacher = AssignmentNetwork(self.student, config.teacher, config.run.backend)
         self.optimizer = build_optimizer(self.student, config.optim)
-        self.thresholds = build_thresholds(config.threshold, device)
+        self.thresholds = build_thresholds(config.threshold, device, config.run.backend)
         self.objective = Objective(config)
 
     @property

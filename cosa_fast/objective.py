@@ -35,6 +35,7 @@ class Objective:
     def __init__(self, config: Config) -> None:
         self._config = config.loss
         self._threshold = config.threshold
+        self._backend = config.run.backend
         self._mean, self._std = config.data.mean, config.data.std
         aux = config.model.aux_layer is not None
         names = ["cls", "c2s", "s2c", "csc", "energy", *(["cls_aux", "c2s_aux"] if aux else [])]
@@ -99,6 +100,7 @@ class Objective:
             beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
             foreground_weight=self._config.foreground_weight,
             ignore_band=targets[0].band,
+            backend=self._backend,
         )
 
     def _seg_to_cam(self, outputs: Outputs, assignment: Assignment, batch: Batch, noise_seed: int) -> Tensor:
@@ -116,6 +118,7 @@ class Objective:
             valid,
             temperature=self._config.s2c_temperature,
             relu=self._config.s2c_relu,
+            backend=self._backend,
         )
 
     def _contrastive(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
@@ -134,6 +137,7 @@ class Objective:
             beta=self._config.beta,
             scope=self._config.csc_scope,
             similarity=self._config.csc_similarity,
+            backend=self._backend,
         )
 
     def _energy(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
@@ -148,18 +152,16 @@ class Objective:
         if target.band is not None:
             ignored = (target.maps.confidence > target.band[0]) & (target.maps.confidence < target.band[1])
             gate = torch.where(ignored[:, ::2, ::2], torch.ones_like(gate), gate)
-        return dense_energy(
-            probabilities, guide, gate, self._config.energy_sigma_xy * 0.5, self._config.energy_sigma_rgb
-        )
+        sigmas = (self._config.energy_sigma_xy * 0.5, self._config.energy_sigma_rgb)
+        return dense_energy(probabilities, guide, gate, *sigmas, backend=self._backend)
 
     @torch.no_grad()
     def diagnostics(self, target: Target, valid: Tensor) -> dict[str, Tensor]:
-        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels
-        and of the
-        reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns of."""
+        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels and
+        of the reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns of."""
         config, maps = self._config, target.maps
         inside = valid_on_grid(valid, (maps.grid_confidence.shape[1], maps.grid_confidence.shape[2]))
-        scores = perplexity(maps.grid_confidence, target.threshold, config.alpha, config.beta)
+        scores = perplexity(maps.grid_confidence, target.threshold, config.alpha, config.beta, backend=self._backend)
         reliability = scores.reciprocal() * inside
         foreground = (maps.grid_confidence >= target.threshold) & inside
         count = inside.sum().clamp(min=1)

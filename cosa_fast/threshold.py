@@ -16,8 +16,9 @@ class DynamicThreshold:
     The queue holds one histogram per batch: the sum over its rows is the histogram of all of their confidences.
     """
 
-    def __init__(self, config: ThresholdConfig, device: torch.device) -> None:
+    def __init__(self, config: ThresholdConfig, device: torch.device, backend: str = "auto") -> None:
         self._config = config
+        self._backend = backend
         self._queue = torch.zeros(config.queue_length, config.bins, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self._fit: Tensor | None = None
@@ -25,7 +26,7 @@ class DynamicThreshold:
 
     def update(self, confidence: Tensor, valid: Tensor) -> None:
         """Take in a batch: confidence (B, h, w) in [0, 1], valid (B, h, w) bool; then refit ξ."""
-        counts = histogram(confidence, valid, self._config.bins)
+        counts = histogram(confidence, valid, self._config.bins, backend=self._backend)
         self._queue.index_copy_(0, self._cursor.reshape(1), counts.to(self._queue.dtype).reshape(1, -1))
         self._cursor = (self._cursor + 1) % self._config.queue_length
         self.value, self._fit = fit_mixture(
@@ -34,6 +35,7 @@ class DynamicThreshold:
             floor=self._config.floor,
             clamp=self._config.clamp,
             smoothing=self._config.smoothing,
+            backend=self._backend,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,10 +78,15 @@ class FixedThreshold:
 Threshold = DynamicThreshold | FixedThreshold
 
 
-def build_thresholds(config: ThresholdConfig, device: torch.device) -> tuple[Threshold, Threshold]:
-    """(ξ, ξ†). In mode `band` the middle of each band stands in, for the log and the gallery; no loss reads it."""
+def build_thresholds(
+    config: ThresholdConfig, device: torch.device, backend: str = "auto"
+) -> tuple[Threshold, Threshold]:
+    """(ξ, ξ†); `backend` is that of the kernels.
+
+    In mode `band` the middle of each band stands in, for the log and the gallery; no loss reads it.
+    """
     if config.mode == "dynamic":
-        return DynamicThreshold(config, device), DynamicThreshold(config, device)
+        return DynamicThreshold(config, device, backend), DynamicThreshold(config, device, backend)
     if config.mode == "fixed":
         return FixedThreshold(config.value, device), FixedThreshold(config.value_aux, device)
     return FixedThreshold(sum(config.band) / 2, device), FixedThreshold(sum(config.band_aux) / 2, device)

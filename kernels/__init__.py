@@ -7,8 +7,15 @@ Bad arguments raise a ValueError that names the argument; values inside tensors 
 """
 
 from .adamw_ema import adamw_ema_
-from .cam import fit_mixture, fuse_cams, histogram, perplexity
-from .losses import bilateral_filter, contrastive_separation, dense_energy, raw_cross_entropy, seg_to_cam_loss
+from .bilateral_filter import bilateral_filter
+from .contrastive_separation import contrastive_separation
+from .dense_energy import dense_energy
+from .fit_mixture import fit_mixture
+from .fuse_cams import fuse_cams
+from .histogram import histogram
+from .perplexity import perplexity
+from .raw_cross_entropy import raw_cross_entropy
+from .seg_to_cam_loss import seg_to_cam_loss
 
 __all__ = [
     "adamw_ema_",

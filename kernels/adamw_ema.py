@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from .validation import TensorChecks, check_backend, check_number, fail
+from .validation import TensorChecks, check_number, fail
 
 
 def adamw_ema_(
@@ -41,7 +41,6 @@ def adamw_ema_(
     Raises:
         ValueError: wrong shape, dtype or device; a parameter out of its range.
     """
-    check_backend(backend)
     checks = TensorChecks()
     for name, buffer in {"parameters": parameters, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}.items():
         checks.check(name, buffer, "n", "float32")

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .mixture import UNFITTED, Mixture, fit, split
 from .resample import ReducedPixels, resize
+from .validation import MAX_UINT8_CLASSES
 
 MIN_MAX_EPSILON = 1e-5  # of the min–max normalisation of CAMs
 DISTANCE_FLOOR = 1e-4  # d of eq. 4 is cut off here: the perplexity stays finite at the threshold
+THRESHOLD_MARGIN = 1e-6  # ξ of a tensor, whose value nobody checked, is kept this far inside (0, 1)
 ZERO_NORM = 1e-6  # CAM vectors up to this norm have no direction
 # Subnormal numbers are 40 times slower on a CPU: the Gaussian kernel stays above e^-50, and the values that it filters
 # are 0 below 1e-15 of the largest: both are nothing in float32, and their products are normal numbers.
@@ -30,6 +32,11 @@ TILE_ELEMENTS = 2**20  # of the Gaussian kernel matrix held at once: 4 MiB stay 
 def real(tensor: Tensor) -> Tensor:
     """The tensor in the type of the arithmetic: float64 as it is, everything else in float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def category_type(num_classes: int) -> torch.dtype:
+    """uint8 while the ignore index 255 is free, otherwise int16."""
+    return torch.uint8 if num_classes <= MAX_UINT8_CLASSES else torch.int16
 
 
 def present_slots(image_labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +61,7 @@ def fuse_cams(
     confidence, best = scores.max(dim=1)  # ties go to the lowest class
     category = classes.gather(1, best.flatten(1)).view_as(best) + 1
     empty = ~inside | ~filled.any(1)[:, None, None]
-    return confidence.masked_fill(empty, 0), category.masked_fill(empty, 0).to(torch.uint8)
+    return confidence.masked_fill(empty, 0), category.masked_fill(empty, 0).to(category_type(image_labels.shape[1]))
 
 
 def _fuse_scales(cams: Sequence[Tensor], image: Tensor, category: Tensor, size: tuple[int, int]) -> Tensor:
@@ -75,10 +82,16 @@ def _min_max(maps: Tensor, inside: Tensor) -> Tensor:
     return (maps - low) / (high - low + MIN_MAX_EPSILON)
 
 
+def _inside(threshold: float | Tensor, like: Tensor) -> Tensor:
+    """ξ as a tensor of the confidence's type and device, strictly inside (0, 1)."""
+    threshold = torch.as_tensor(threshold, dtype=like.dtype, device=like.device)
+    return threshold.clamp(THRESHOLD_MARGIN, 1 - THRESHOLD_MARGIN)
+
+
 def perplexity(confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8, beta: float = 1.0) -> Tensor:
     """Eq. 4: P = [−log(α·d)]^β with d = (ν−ξ)/(1−ξ) where ν ≥ ξ and (ξ−ν)/ξ below, d in [1e-4, 1]."""
     confidence = real(confidence)
-    threshold = torch.as_tensor(threshold, dtype=confidence.dtype, device=confidence.device)
+    threshold = _inside(threshold, confidence)
     above = (confidence - threshold) / (1 - threshold)
     below = (threshold - confidence) / threshold
     distance = torch.where(confidence >= threshold, above, below).clamp(DISTANCE_FLOOR, 1)
@@ -103,7 +116,7 @@ def pseudo_labels(
     if valid is not None:
         usable = usable & valid
     if ignore_band is None:
-        foreground = confidence >= threshold
+        foreground = confidence >= _inside(threshold, confidence)
     else:
         low, high = ignore_band
         foreground = confidence >= high
@@ -115,42 +128,25 @@ def raw_cross_entropy(
     logits: Tensor,
     confidence: Tensor,
     category: Tensor,
-    threshold: float | Tensor,
-    valid: Tensor | None = None,
+    threshold: Tensor,
+    valid: Tensor | None,
     *,
-    alpha: float = 0.8,
-    beta: float = 1.0,
-    foreground_weight: float | None = None,
-    ignore_band: tuple[float, float] | None = None,
+    alpha: float,
+    beta: float,
+    ignore_band: tuple[float, float] | None,
 ) -> Tensor:
-    """Eq. 5: Σ r·CE(S_up, CPL) / Σ r with r = 1/P, for one target or T targets on the same logits."""
-    logits = real(logits)
-    single = confidence.ndim == 3
-    if single:
-        confidence, category = confidence[None], category[None]
-    confidence = real(confidence.detach())
-    threshold = torch.as_tensor(threshold, dtype=confidence.dtype, device=confidence.device).reshape(-1, 1, 1, 1)
+    """Sums of eq. 5 for T targets (T, B, H, W) on the same logits, apart for background and foreground pixels:
+    (T, 2, 2), the last axis being Σ r·CE and Σ r with r = 1/P."""
+    logits, confidence = real(logits), real(confidence.detach())
+    threshold = threshold.reshape(-1, 1, 1, 1)
     label, usable = pseudo_labels(confidence, category, threshold, valid, logits.shape[1] - 1, ignore_band)
     reliability = perplexity(confidence, threshold, alpha, beta).reciprocal() * usable
-    weight = _normalise(reliability, label > 0, foreground_weight).to(logits.dtype)
+    reliability = reliability.to(logits.dtype)
     log_probability = resize(logits, (confidence.shape[2], confidence.shape[3])).log_softmax(1)
     cross_entropy = -log_probability.gather(1, label.transpose(0, 1)).transpose(0, 1)  # (T, B, H, W)
-    losses = (weight * cross_entropy).sum((1, 2, 3))
-    return losses[0] if single else losses
-
-
-def _normalise(reliability: Tensor, foreground: Tensor, foreground_weight: float | None) -> Tensor:
-    """Pixel weights with sum 1 per target; balanced: sum f on foreground, 1 − f on background, 0 on an empty side."""
-    if foreground_weight is None:
-        return _unit_sum(reliability)
-    inside, outside = _unit_sum(reliability * foreground), _unit_sum(reliability * ~foreground)
-    return foreground_weight * inside + (1 - foreground_weight) * outside
-
-
-def _unit_sum(weight: Tensor) -> Tensor:
-    """Weights (T, B, H, W) divided by their sum per target; all zeros stay zeros."""
-    total = weight.sum((1, 2, 3), keepdim=True)
-    return weight / total.where(total > 0, 1)
+    terms = torch.stack((reliability * cross_entropy, reliability), 1)  # (T, 2, B, H, W)
+    foreground = (label > 0)[:, None]
+    return torch.stack([(terms * side).sum((2, 3, 4)) for side in (~foreground, foreground)], 1)
 
 
 def seg_to_cam_loss(
@@ -158,20 +154,21 @@ def seg_to_cam_loss(
     teacher_logits: Sequence[Tensor],
     image_labels: Tensor,
     size: tuple[int, int],
-    valid: Tensor | None = None,
+    valid: Tensor | None,
     *,
-    temperature: float = 0.01,
-    relu: bool = False,
+    temperature: float,
+    relu: bool,
 ) -> Tensor:
-    """Eqs. 7, 8: binary cross entropy of σ(M), or of σ(relu(M)), against SPL on the (h, w) grid."""
+    """Eqs. 7, 8: (2,) sum of the binary cross entropy of σ(M), or of σ(relu(M)), against SPL on the (h, w) grid, and
+    the number of its terms."""
     cam = real(cam)
     pixels = ReducedPixels(size, (cam.shape[2], cam.shape[3]), cam.device)
     target = _segmentation_target(teacher_logits, image_labels, pixels, temperature).to(cam.dtype)
     loss = F.binary_cross_entropy_with_logits(cam.relu() if relu else cam, target, reduction="none")
     if valid is None:
-        return loss.mean()
+        return torch.stack((loss.sum(), loss.new_tensor(loss.numel())))
     inside = pixels.all_true(valid)[:, None]
-    return loss.where(inside, 0).sum() / (inside.sum().clamp(min=1) * cam.shape[1])
+    return torch.stack((loss.where(inside, 0).sum(), (inside.sum() * cam.shape[1]).to(loss.dtype)))
 
 
 @torch.no_grad()
@@ -200,16 +197,17 @@ def contrastive_separation(
     category: Tensor,
     confidence: Tensor,
     threshold: float | Tensor,
-    valid: Tensor | None = None,
+    valid: Tensor | None,
     *,
-    epsilon: float = 1.0,
-    temperature: float = 0.5,
-    alpha: float = 0.8,
-    beta: float = 1.0,
-    scope: str = "image",
-    similarity: str = "cosine",
+    epsilon: float,
+    temperature: float,
+    alpha: float,
+    beta: float,
+    scope: str,
+    similarity: str,
 ) -> Tensor:
-    """Eqs. 9, 10 over Ω, the usable pixels with P ≤ ε; pairs within an image, or over the batch (scope "batch")."""
+    """Eqs. 9, 10: (2,) sum over the anchors of Ω, the usable pixels with P ≤ ε, and |Ω|; pairs within an image, or over
+    the batch (scope "batch")."""
     confidence = real(confidence.detach())
     label, usable = pseudo_labels(confidence, category, threshold, valid, cam.shape[1])
     selected = usable & (perplexity(confidence, threshold, alpha, beta) <= epsilon)
@@ -217,10 +215,11 @@ def contrastive_separation(
     if similarity == "cosine":
         vectors = _directions(vectors)
     label, selected = label.flatten(1), selected.flatten(1)
-    count = selected.sum().clamp(min=1)
+    count = selected.sum()
     if scope == "batch":  # all of Ω as one image without other pixels
         vectors, label, selected = vectors[selected][None], label[selected][None], selected[selected][None]
-    return _separation(vectors @ vectors.mT / temperature, label, selected) / count
+    total = _separation(vectors @ vectors.mT / temperature, label, selected)
+    return torch.stack((total, count.to(total.dtype)))
 
 
 def _directions(vectors: Tensor) -> Tensor:

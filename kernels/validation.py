@@ -11,22 +11,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "triton")
-# 255 is the ignore index and 0 the background of uint8 categories.
-MAX_CLASSES = 254
+# Beside the background 0 and the ignore index 255 there is room for so many classes in uint8 categories.
+MAX_UINT8_CLASSES = 254
 
 
 def fail(name: str, came: object, wanted: str) -> ValueError:
     """The error for argument `name`."""
     return ValueError(f"{name}: got {came}, want {wanted}")
-
-
-def check_backend(backend: str) -> None:
-    """The name of a backend that this build has."""
-    if backend not in BACKENDS:
-        raise fail("backend", repr(backend), " or ".join(map(repr, BACKENDS)))
-    if backend == "triton":
-        raise fail("backend", "'triton'", "'auto' or 'reference': this build has no Triton kernels yet")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -134,10 +125,10 @@ def check_scales(name: str, maps: object, checks: TensorChecks, channels: str) -
         checks.check(f"{name}[{index}]", scale, f"2B {channels} h{index} w{index}")
 
 
-def check_class_count(name: str, classes: int) -> None:
-    """Categories must fit uint8 beside background and ignore index."""
-    if classes > MAX_CLASSES:
-        raise fail(name, f"{classes} classes", f"at most {MAX_CLASSES}, as categories are uint8 with 255 for ignore")
+def check_category_type(category: Tensor, classes: int) -> None:
+    """More than 254 classes need wider categories, or 255 would be a class and the ignore index at once."""
+    if category.dtype == torch.uint8 and classes > MAX_UINT8_CLASSES:
+        raise fail("category", f"uint8 for {classes} classes", f"int16 for more than {MAX_UINT8_CLASSES} classes")
 
 
 def _describe(tensor: Tensor) -> str:

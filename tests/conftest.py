@@ -1,0 +1,21 @@
+"""Where the kernels run: on CUDA where there is one, else interpreted, which must be said before Triton's import."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> torch.device:
+    """A device on which backend="triton" works: CUDA, or the CPU with interpreted kernels."""
+    from cosa_fast.kernels.runtime import INTERPRETED
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if request.param == "cpu" and not INTERPRETED:
+        pytest.skip("kernels are compiled in this process, not interpreted")
+    return torch.device(request.param)
