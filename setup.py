@@ -24,6 +24,7 @@ setup(
     ],
     extras_require={
         "coco": ["pycocotools>=2.0.8"],
+        "crf": ["pydensecrf2>=1.1"],
         "dev": [
             "pycocotools>=2.0.8",
             "pytest>=8",

@@ -5,12 +5,11 @@ Needs a process without TRITON_INTERPRET. NVIDIA: registers and spills from ptxa
 
 from __future__ import annotations
 
+import io
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ _TYPES = {
 class Compiled:
     """What one compilation needs of a program's resources; spills and shared memory in bytes."""
 
+    module: str
     kernel: str
     architecture: str
     configuration: str
@@ -48,14 +48,21 @@ class Compiled:
         return asdict(self)
 
 
-def compile_launches(launches: Iterable[Launch], architecture: str) -> list[Compiled]:
-    """Compile every distinct launch for an architecture of ARCHITECTURES."""
-    found: dict[Any, Compiled] = {}
+def compile_launches(
+    launches: Iterable[Launch], architecture: str, known: dict[Any, Compiled] | None = None
+) -> list[Compiled]:
+    """Compile every distinct launch for an architecture of ARCHITECTURES.
+
+    `known` collects what was compiled, so that a later call with it does not compile the same again.
+    """
+    known = {} if known is None else known
+    keys: dict[Any, None] = {}
     for launch in launches:
-        key = (launch.kernel.__name__, str(_specialise(launch)), launch.configuration)
-        if key not in found:
-            found[key] = _compile(launch, architecture)
-    return list(found.values())
+        key = (launch.kernel, architecture, str(_specialise(launch)), launch.configuration)
+        if key not in known:
+            known[key] = _compile(launch, architecture)
+        keys[key] = None
+    return [known[key] for key in keys]
 
 
 def _compile(launch: Launch, architecture: str) -> Compiled:
@@ -67,12 +74,19 @@ def _compile(launch: Launch, architecture: str) -> Compiled:
     signature, constants, attributes = _specialise(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.configuration.num_warps, "num_stages": launch.configuration.num_stages}
-    binary = triton.compile(source, target=GPUTarget(backend, name, warp), options=options)
-    registers, spills = _ptxas(binary, int(name)) if backend == "cuda" else _amd_metadata(binary)
+    printed = io.StringIO()
+    # The report of the assembler run that makes the binary: another run, with other options, may differ. A binary from
+    # the cache would have none.
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(printed):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        binary = triton.compile(source, target=GPUTarget(backend, name, warp), options=options)
+    registers, spills = _ptxas_report(printed.getvalue()) if backend == "cuda" else _amd_metadata(binary)
     blocks = " ".join(f"{key}={value}" for key, value in launch.configuration.blocks.items())
     described = f"{blocks} warps={launch.configuration.num_warps}".strip()
     shared = int(binary.metadata.shared)
-    return Compiled(launch.kernel.__name__, architecture, described, registers, spills, shared, limit)
+    module = launch.kernel.__module__.rpartition(".")[2]
+    return Compiled(module, launch.kernel.__name__, architecture, described, registers, spills, shared, limit)
 
 
 def _specialise(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
@@ -109,17 +123,8 @@ def _type_of(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attri
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _ptxas(binary: Any, capability: int) -> tuple[int, int]:
-    """(registers, bytes of spill stores) from the assembler's own report."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    suffix = "a" if capability >= 90 else ""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(binary.asm["ptx"])
-        command = [str(tool), "-v", f"--gpu-name=sm_{capability}{suffix}", str(path), "-o", str(path) + ".cubin"]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+def _ptxas_report(report: str) -> tuple[int, int]:
+    """(registers, bytes of spill stores)."""
     registers = re.search(r"Used (\d+) registers", report)
     spills = re.search(r"(\d+) bytes spill stores", report)
     if registers is None or spills is None:

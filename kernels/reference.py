@@ -294,10 +294,18 @@ def adamw_ema_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum: float | Tensor,
+    segments: Tensor | None = None,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
 ) -> None:
     """One AdamW step with decoupled decay, then Θ' ← mΘ' + (1−m)Θ, in place on flat float32 buffers."""
+    if segments is not None:
+        elements = torch.arange(len(parameters), device=segments.device)
+        group = torch.bucketize(elements, segments, right=True).clamp_(max=len(segments) - 1)
+        lr_multiplier, weight_decay = (
+            option[group] if isinstance(option, Tensor) and option.ndim else option
+            for option in (lr_multiplier, weight_decay)
+        )
     step += 1
     gradients = gradients.float()
     beta1, beta2 = betas
@@ -307,7 +315,8 @@ def adamw_ema_(
     correction1, correction2 = (1 - beta ** step.double() for beta in betas)
     denominator = (exp_avg_sq / correction2).sqrt_().add_(eps)
     rate = lr * lr_multiplier
-    parameters.mul_(1 - rate * weight_decay)
+    # Not Θ·(1 − ηλ): 1 − 6e-7 has one digit of ηλ left in float32.
+    parameters.sub_(parameters * (rate * weight_decay))
     parameters.sub_(rate * (exp_avg / correction1) / denominator)
     ema.add_((parameters - ema) * (1 - momentum))
     if parameters_bf16 is not None:

@@ -9,6 +9,7 @@ from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine import Engine
 from cosa_fast.errors import UserError
+from cosa_fast.kernels.launch_table import TABLE, row
 
 CLASSES = 5  # of the tiny data set
 ITERATIONS = 20
@@ -18,9 +19,14 @@ COUNTS = ("omega", "foreground_share", "foreground_share_aux", "foreground_relia
 
 @pytest.mark.slow
 def test_twenty_iterations_give_the_same_losses_and_weights(
-    kernel_device: torch.device, make_config: Callable[..., Config], batches: list[Batch]
+    kernel_device: torch.device,
+    make_config: Callable[..., Config],
+    batches: list[Batch],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    overrides = ["optim.cotrain_after=0", "optim.iterations=100", "data.crop_size=64", "threshold.bins=32"]
+    if kernel_device.type == "cpu":  # the interpreter pays per program, so few large ones; other tests run the small
+        monkeypatch.setitem(TABLE, "fuse_cams", [row(ROWS=64, COLUMNS=64)])
+    overrides = ["optim.cotrain_after=0", "optim.iterations=100", "teacher.scales=[1.0,0.5]", "threshold.bins=32"]
     engines = [
         Engine(make_config(*overrides, f"run.backend={backend}"), CLASSES, kernel_device)
         for backend in ("reference", "triton")
@@ -37,7 +43,7 @@ def test_twenty_iterations_give_the_same_losses_and_weights(
                 atol=1e-5,
                 msg=lambda text, at=(iteration, name): f"{at}: {text}",
             )
-    expected, found = (torch.nn.utils.parameters_to_vector(engine.student.parameters()) for engine in engines)
+    expected, found = (torch.cat([p.detach().flatten() for p in engine.student.parameters()]) for engine in engines)
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

@@ -1,0 +1,165 @@
+"""The kernel of the Gaussian filter against float64 and the definition."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_support import assert_fullgraph, assert_no_copies, assert_three_way, layouts
+from torch import Tensor
+
+from cosa_fast.kernels import bilateral_filter
+from cosa_fast.kernels.bilateral_filter import _backward, _forward, _product, run_filter
+from cosa_fast.kernels.launch_table import Configuration
+from cosa_fast.kernels.runtime import launch, tl, triton_jit
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Of the largest result: 2 rounding errors per feature, and the approximate exponential of the hardware.
+TOLERANCE = 2e-6
+
+
+def case(
+    batch: int, channels: int, height: int, width: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Probabilities, and a guide of flat regions with noise, so that near and far colours occur."""
+    generator = torch.Generator().manual_seed(channels + width)
+    values = torch.randn(batch, channels, height, width, generator=generator).softmax(1)
+    guide = torch.randint(0, 4, (batch, 3, height, width), generator=generator) * 25
+    guide += torch.randint(0, 9, guide.shape, generator=generator)
+    return values.to(device), guide.to(device, torch.uint8)
+
+
+def filtered(
+    values: Tensor, guide: Tensor, backend: str, sigma_xy: float = 5.0, sigma_rgb: float = 15.0
+) -> tuple[Tensor, Tensor]:
+    """A(V) and the gradient of its weighted sum."""
+    values = values.detach().clone().requires_grad_()
+    result = bilateral_filter(values, guide, sigma_xy, sigma_rgb, backend=backend)
+    weights = torch.linspace(-1, 1, values.numel(), dtype=torch.float64, device=values.device).view_as(values)
+    return result, torch.autograd.grad(result, values, weights.to(result.dtype))[0]
+
+
+def assert_as_exact(values: Tensor, guide: Tensor, *sigmas: float) -> None:
+    found, plain = (filtered(values, guide, backend, *sigmas) for backend in ("triton", "reference"))
+    truth = filtered(values.double(), guide.double(), "reference", *sigmas)
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == values.dtype
+    for name, a, b, c in zip(("A(V)", "gradient"), found, plain, truth, strict=True):
+        truncated = a.dtype == torch.bfloat16 and not a.is_cuda  # by the interpreter: an error of up to 2^-7
+        assert_three_way(a, b, c, TOLERANCE + truncated * 2**-8, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 2, 3, 5), (1, 20, 2, 37), (1, 80, 2, 7), (1, 2, 3, 32)])
+def test_filter_and_gradient_are_as_exact_as_plain_pytorch(
+    kernel_device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    values, guide = case(*shape, kernel_device)
+    assert_as_exact(values.to(dtype), guide)
+
+
+def test_twelve_hundred_channels(kernel_device: torch.device) -> None:
+    values, guide = case(1, 1203, 1, 3, kernel_device)
+    assert_as_exact(values, guide)
+
+
+@pytest.mark.parametrize("sigmas", [(0.3, 15.0), (50.0, 3.0), (1e4, 1e4), (67.0, 0.01)])
+def test_narrow_and_wide_kernels(kernel_device: torch.device, sigmas: tuple[float, float]) -> None:
+    values, guide = case(1, 3, 9, 9, kernel_device)
+    assert_as_exact(values, guide, *sigmas)
+
+
+def test_rows_out_of_reach_are_nothing(kernel_device: torch.device) -> None:
+    values, guide = torch.ones(1, 1, 70, 1, device=kernel_device), torch.zeros(1, 3, 70, 1, device=kernel_device)
+    values[0, 0, 40:] = 1e6  # e^-50 of it is 2e-16
+    found = bilateral_filter(values, guide, 0.5, 10.0, backend="triton")
+    truth = bilateral_filter(values.double(), guide.double(), 0.5, 10.0)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1e12])
+def test_values_of_any_sign_and_magnitude(kernel_device: torch.device, magnitude: float) -> None:
+    values, guide = case(1, 3, 3, 5, kernel_device)
+    assert_as_exact((values - 0.4) * magnitude, guide)
+
+
+@triton_jit
+def _product_kernel(left_ptr, right_ptr, out_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out_ptr + at, _product(tl.load(left_ptr + at), tl.load(right_ptr + at), True))
+
+
+def test_products_in_two_parts_are_as_exact_as_float32(kernel_device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.rand(32, 32, generator=generator).to(kernel_device) for _ in range(2))
+    out = torch.empty_like(left)
+    launch(_product_kernel, (1,), Configuration(), left_ptr=left, right_ptr=right, out_ptr=out, SIZE=32)
+    truth = left.double() @ right.double()
+    assert_three_way(out, left @ right, truth, 5e-7)
+    high = (left.view(torch.int32) & -8192).view(torch.float32)
+    one_part = high.double() @ right.double()
+    assert (one_part - truth).abs().max() > 1e-4 * truth.max()  # what a single product on tensor cores would give
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), st.integers(1, 40)),
+    sigma_xy=st.floats(0.5, 60),
+    sigma_rgb=st.floats(3, 200),
+)
+def test_any_shape(shape: tuple[int, int, int, int], sigma_xy: float, sigma_rgb: float) -> None:
+    values, guide = case(*shape, "cuda" if torch.cuda.is_available() else "cpu")
+    assert_as_exact(values, guide, sigma_xy, sigma_rgb)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_guides_of_any_number_type(kernel_device: torch.device, dtype: torch.dtype) -> None:
+    values, guide = case(1, 2, 2, 6, kernel_device)
+    expected = bilateral_filter(values, guide, 5.0, 15.0, backend="triton")
+    assert torch.equal(bilateral_filter(values, guide.to(dtype), 5.0, 15.0, backend="triton"), expected)
+
+
+def test_layouts_are_read_in_place(kernel_device: torch.device, poisoned: None) -> None:
+    values, guide = case(2, 3, 3, 5, kernel_device)
+    expected = bilateral_filter(values, guide, 5.0, 15.0, backend="triton")
+    for (name, view), (_, guide_view) in zip(layouts(values), layouts(guide), strict=True):
+        assert torch.equal(bilateral_filter(view, guide_view, 5.0, 15.0, backend="triton"), expected), name
+        out = torch.empty_like(values)
+        assert_no_copies(lambda v=view, g=guide_view, out=out: run_filter(v, g, None, out, 5.0, 15.0))
+
+
+def test_expanded_values_are_read_in_place(kernel_device: torch.device) -> None:
+    _, guide = case(2, 1, 3, 5, kernel_device)
+    ones = torch.ones(1, device=kernel_device)
+    found = bilateral_filter(ones.expand(2, 1, 3, 5), guide, 5.0, 15.0, backend="triton")
+    assert torch.equal(found, bilateral_filter(ones.repeat(2, 1, 3, 5), guide, 5.0, 15.0, backend="triton"))
+
+
+def test_repeated_runs_give_the_same_bits(kernel_device: torch.device) -> None:
+    values, guide = case(2, 3, 5, 17, kernel_device)
+    first, second = (bilateral_filter(values, guide, 5.0, 15.0, backend="triton") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_offsets_beyond_two_to_the_31_elements(kernel_device: torch.device) -> None:
+    values, guide = case(3, 3, 3, 3, kernel_device)
+    values = values.bfloat16()
+    expected = bilateral_filter(values, guide, 5.0, 15.0, backend="triton")
+    far = 2**30 + 81  # a stride of 32 bits; the third image, channel or row lies more than 2^31 elements away
+    memory = torch.empty(2 * far + 81, dtype=torch.uint8, device=kernel_device)
+    for strides in ((far, 9, 3, 1), (27, far, 3, 1), (27, 9, far, 1)):
+        far_guide = memory.as_strided(guide.shape, strides)
+        far_guide.copy_(guide)
+        assert torch.equal(bilateral_filter(values, far_guide, 5.0, 15.0, backend="triton"), expected), strides
+    del memory, far_guide
+    memory = torch.empty(2 * far + 81, dtype=torch.bfloat16, device=kernel_device)
+    for strides in ((far, 9, 3, 1), (27, far, 3, 1), (27, 9, far, 1)):
+        far_values = memory.as_strided(values.shape, strides)
+        far_values.copy_(values)
+        assert torch.equal(bilateral_filter(far_values, guide, 5.0, 15.0, backend="triton"), expected), strides
+
+
+def test_registration(kernel_device: torch.device) -> None:
+    values, guide = case(1, 2, 2, 3, kernel_device)
+    torch.library.opcheck(_forward, (values.requires_grad_(), guide, 5.0, 15.0))
+    torch.library.opcheck(_backward, (values.detach(), guide, 5.0, 15.0, torch.bfloat16))
+    assert_fullgraph(lambda v: bilateral_filter(v, guide, 5.0, 15.0, backend="triton"), values.detach())
