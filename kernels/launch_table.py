@@ -63,10 +63,10 @@ TABLE: dict[str, list[Row]] = {
     "seg_to_cam_loss_sum": [row(BLOCK=1024)],
     # Selection by pixels of a group (an image, or the batch), pairs by the width of a feature row.
     "contrastive_separation_select": [row(4096, BLOCK=64), row(16384, BLOCK=128), row(warps=8, BLOCK=256)],
-    "contrastive_separation_loss": [  # gfx942: the masks of wider tiles spill
+    "contrastive_separation_loss": [  # wider tiles spill on some
         row(32, "gfx942", BLOCK_I=16, BLOCK_J=64, BLOCK_C=32),
         row(32, BLOCK_I=32, BLOCK_J=64, BLOCK_C=32),
-        row(on="gfx942", BLOCK_I=16, BLOCK_J=64, BLOCK_C=16),
+        row(on="gfx942 sm_100", BLOCK_I=16, BLOCK_J=64, BLOCK_C=16),
         row(BLOCK_I=32, BLOCK_J=64, BLOCK_C=16),
     ],
     "contrastive_separation_total": [row(BLOCK=512)],
