@@ -75,7 +75,7 @@ def evaluate_network(
                 progress(done, len(chosen))
     for tensor in counts.tensors():
         ranks.sum_(tensor)
-    return counts.result(len(chosen), indices, coexistence, model.classifier_aux is not None)
+    return counts.result(len(chosen), indices, coexistence)
 
 
 class _CamCounts:
@@ -153,7 +153,8 @@ class _Counts:
         ]
         return [self.label_free.counts, self.label_aware.counts, *cams]
 
-    def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int], has_aux: bool) -> EvalResult:
+    def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
+        has_aux = bool(self.cam_aux.sweep.counts.any())
         return EvalResult(
             images=images,
             classes=self.classes,
