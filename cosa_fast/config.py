@@ -149,6 +149,7 @@ class RunConfig:
     backend: Literal["auto", "triton", "reference"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    capture: Literal["auto", "off"] = "auto"
     threads: int | None = bounded(None, low=1, high=1024)
     log_every: int = bounded(20, low=1)
     checkpoint_every: int = bounded(1000, low=1)

@@ -152,7 +152,8 @@ def compiles(config: Config, device: torch.device) -> bool:
 def captures(config: Config, device: torch.device) -> bool:
     """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, and
     plain kernels."""
-    return device.type == "cuda" and config.loss.guidance == "teacher" and config.run.backend != "reference"
+    possible = config.loss.guidance == "teacher" and config.run.backend != "reference"
+    return config.run.capture == "auto" and device.type == "cuda" and possible
 
 
 def compile_blocks(network: CoSANet) -> None:
