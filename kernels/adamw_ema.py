@@ -24,7 +24,6 @@ def adamw_ema_(
     momentum: float | Tensor,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
-    enabled: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
     """One AdamW step (decoupled decay), then the EMA of the new weights Θ' ← mΘ' + (1−m)Θ; all in place.
@@ -80,5 +79,4 @@ def adamw_ema_(
         momentum=momentum,
         parameters_bf16=parameters_bf16,
         ema_bf16=ema_bf16,
-        enabled=enabled,
     )

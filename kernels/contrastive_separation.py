@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
@@ -23,7 +22,6 @@ def contrastive_separation(
     beta: float = 1.0,
     scope: str = "image",
     similarity: str = "cosine",
-    group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive separation of the CAM vectors of reliable pixels (eqs. 9, 10).
@@ -43,7 +41,6 @@ def contrastive_separation(
         alpha, beta: of the perplexity.
         scope: pairs within an "image", or over the whole "batch". |Ω| counts the whole batch in either.
         similarity: "cosine" (vectors of norm ≤ 1e-6 have similarity 0 to all and get no gradient) or "dot".
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
 
     Returns:
         () loss; 0 with gradient 0 where Ω is empty.
@@ -75,4 +72,4 @@ def contrastive_separation(
         scope=scope,
         similarity=similarity,
     )
-    return mean_loss(sums, group)
+    return mean_loss(sums)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
@@ -29,7 +28,6 @@ def raw_cross_entropy(
     beta: float = 1.0,
     foreground_weight: float | None = None,
     ignore_band: tuple[float, float] | None = None,
-    group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Cross entropy of the segmentation against the CAM pseudo-label, weighted by reliability (eq. 5): Σ r·CE / Σ r.
@@ -48,7 +46,6 @@ def raw_cross_entropy(
             Where one of the two is empty it contributes 0 and the share of the other stays as it is.
         ignore_band: (low, high) replaces the pseudo-label by: the category where ν ≥ high, background where ν ≤ low,
             ignored between. The reliability is still taken at the threshold.
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
 
     Returns:
         () loss, or (T,) losses. Without a usable pixel: loss 0, gradient 0.
@@ -82,5 +79,5 @@ def raw_cross_entropy(
         beta=beta,
         ignore_band=ignore_band,
     )
-    losses = balanced_loss(sums, foreground_weight, group)
+    losses = balanced_loss(sums, foreground_weight)
     return losses if several else losses[0]

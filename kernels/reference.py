@@ -296,12 +296,8 @@ def adamw_ema_(
     momentum: float | Tensor,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
-    enabled: Tensor | None = None,
 ) -> None:
     """One AdamW step with decoupled decay, then Θ' ← mΘ' + (1−m)Θ, in place on flat float32 buffers."""
-    if enabled is not None:
-        raise_if = (parameters, exp_avg, exp_avg_sq, ema, step)
-        before = [tensor.clone() for tensor in raise_if]
     step += 1
     gradients = gradients.float()
     beta1, beta2 = betas
@@ -314,9 +310,6 @@ def adamw_ema_(
     parameters.mul_(1 - rate * weight_decay)
     parameters.sub_(rate * (exp_avg / correction1) / denominator)
     ema.add_((parameters - ema) * (1 - momentum))
-    if enabled is not None:
-        for tensor, old in zip(raise_if, before, strict=True):
-            tensor.copy_(torch.where(enabled, tensor, old))
     if parameters_bf16 is not None:
         parameters_bf16.copy_(parameters)
     if ema_bf16 is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
@@ -21,7 +20,6 @@ def seg_to_cam_loss(
     *,
     temperature: float = 0.01,
     relu: bool = False,
-    group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Binary cross entropy of σ(M) against the segmentation pseudo-label (eqs. 7, 8), over valid cells and classes.
@@ -38,7 +36,6 @@ def seg_to_cam_loss(
         valid: (B, H, W) bool; a cell counts when every pixel that its target reads (with weight > 0) is valid.
         temperature: τ > 0.
         relu: put a ReLU on M first, as the published recipe does: the loss then has the floor ln 2 on absent classes.
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
 
     Returns:
         () loss; 0 with gradient 0 without a valid cell.
@@ -57,4 +54,4 @@ def seg_to_cam_loss(
     sums = reference.seg_to_cam_loss(
         cam, teacher_logits, image_labels, (height, width), valid, temperature=temperature, relu=relu
     )
-    return mean_loss(sums, group)
+    return mean_loss(sums)
