@@ -41,6 +41,8 @@ class AssignmentNetwork:
         self._config = config
         self._backend = backend
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
+        # What the forward pass runs: the model itself, or a copy of it in another type that somebody keeps equal.
+        self.compute = self.model
         self._pairs = self._match(student)
 
     def _match(self, student: CoSANet) -> list[tuple[Tensor, Tensor]]:
@@ -83,10 +85,10 @@ class AssignmentNetwork:
         """Outputs for [images; flipped images] at one scale. Without the flip its place is taken by the mirrored
         maps of the images themselves, so that maxima stay and the temperature of the summed logits keeps its
         meaning."""
-        scaled = resize_to_stride(images, scale, self.model.stride)
+        scaled = resize_to_stride(images, scale, self.model.stride).to(next(self.compute.parameters()).dtype)
         if self._config.flip:
-            return self.model(torch.cat([scaled, scaled.flip(-1)]))
-        output = self.model(scaled)
+            return self.compute(torch.cat([scaled, scaled.flip(-1)]))
+        output = self.compute(scaled)
         return Outputs._make(None if item is None else _with_mirror(item) for item in output)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import QuietError, UserError
 
 
 def run_cli(main: Callable[[list[str]], int]) -> int:
@@ -17,7 +17,8 @@ def run_cli(main: Callable[[list[str]], int]) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, QuietError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; point stdout elsewhere so that the interpreter's last flush

@@ -145,7 +145,11 @@ class RunConfig:
     output: str = "runs"
     seed: int = bounded(0, low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["fused", "plain"] = "fused"
     backend: Literal["auto", "triton", "reference"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    capture: Literal["auto", "off"] = "auto"
     threads: int | None = bounded(None, low=1, high=1024)
     log_every: int = bounded(20, low=1)
     checkpoint_every: int = bounded(1000, low=1)

@@ -6,11 +6,13 @@ from cosa_fast.errors import UserError
 from cosa_fast.kernels.runtime import use_triton
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `run.device` means."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `run.device` means; of several GPUs that of the local rank."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device = cuda, but this torch sees no CUDA device; use run.device=auto or cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
 
 
 def check_backend(backend: str, device: torch.device) -> None:

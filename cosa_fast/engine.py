@@ -1,5 +1,8 @@
-"""The plain training step: AN assigns, ON learns, AN follows. Readable first; everything faster is measured against
-it."""
+"""The training step: AN assigns, ON learns, AN follows.
+
+`Engine` is the plain one, readable first and on one device; cosa_fast.fused_engine does the same faster and is measured
+against it. Their checkpoints are interchangeable.
+"""
 
 from typing import Any
 
@@ -10,6 +13,7 @@ from cosa_fast.assignment import Assignment, AssignmentNetwork, valid_on_grid
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import check_backend
+from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.model import CoSANet, build_model
 from cosa_fast.objective import Objective
 from cosa_fast.optim import build_optimizer, load_optimizer_state, set_learning_rate
@@ -25,26 +29,31 @@ class NonFiniteLoss(Exception):
         self.term = term
 
 
-class Engine:
-    """Online network, assignment network, optimiser and thresholds, and the step that moves them.
+class EngineBase:
+    """Online network, assignment network and thresholds, and what they learn from.
 
-    `iteration` counts the finished steps; it alone decides learning rate, phase, and (outside) the position in the
-    data.
+    `student` and `teacher.model` are the float32 networks; `iteration` counts the finished steps and alone decides
+    learning rate, phase, and (outside) the position in the data.
     """
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
+    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
         check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
         self.device = device
+        self.ranks = ranks
         self.iteration = 0
         self.student: CoSANet = build_model(config.model, num_classes).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.teacher = AssignmentNetwork(self.student, config.teacher, config.run.backend)
-        self.optimizer = build_optimizer(self.student, config.optim)
-        self.thresholds = build_thresholds(config.threshold, device, config.run.backend)
-        self.objective = Objective(config)
+        self.thresholds = build_thresholds(config.threshold, device, config.run.backend, ranks)
+        self.objective = Objective(config, ranks)
+
+    @property
+    def online(self) -> CoSANet:
+        """ON in the type that it computes with."""
+        return self.student
 
     @property
     def cotraining(self) -> bool:
@@ -61,35 +70,17 @@ class Engine:
         return hash((self.config.run.seed, self.iteration)) % 2**63
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One iteration on a batch that is on the device; returns detached 0-d metrics: `loss`, every term, statistics.
+        """One iteration on this rank's batch, which is on the device; returns detached 0-d metrics: `loss`, every term,
+        statistics. Their means over the ranks are those of the whole batch."""
+        raise NotImplementedError
 
-        Raises NonFiniteLoss before anything is changed: weights, moments, thresholds and counter stay those of the
-        last good step.
-        """
-        rate = set_learning_rate(self.optimizer, self.iteration, self.config.optim)
-        # Random layers of a backbone (dropout, stochastic depth): like the data, a function of seed and iteration.
-        torch.manual_seed(self._step_seed)
-        before = [threshold.state_dict() for threshold in self.thresholds]
-        terms, statistics = self._losses(batch)
-        loss = self.objective.total(terms)
-        try:
-            self._check_finite({**terms, "loss": loss})
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._check_finite({"gradient": self._gradient_norm()})
-        except NonFiniteLoss:
-            for threshold, state in zip(self.thresholds, before, strict=True):
-                threshold.load_state_dict(state)
-            raise
-        self.optimizer.step()
-        self.teacher.update()
-        self.iteration += 1
-        metrics = {"loss": loss, **terms, **statistics, "lr": torch.tensor(rate)}
-        return {name: value.detach() for name, value in metrics.items()}
+    def check(self) -> None:
+        """Raise NonFiniteLoss if a step since the last check had to be left out."""
 
     def _losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """This rank's shares of the terms, and the statistics."""
         cotraining = self.cotraining
-        outputs = self.student(batch.strong, seg=cotraining)
+        outputs = self.online(batch.strong.to(next(self.online.parameters()).dtype), seg=cotraining)
         terms = self.objective.classification(outputs, batch.labels)
         if not cotraining:
             return terms, {}
@@ -105,24 +96,25 @@ class Engine:
                 threshold.update(maps.grid_confidence, valid_on_grid(batch.valid, grid) & (maps.grid_category > 0))
 
     def _statistics(self, assignment: Assignment, batch: Batch) -> dict[str, Tensor]:
-        xi, xi_aux = self.threshold_values
+        xi, xi_aux = (value.clone() for value in self.threshold_values)
         targets = self.objective.targets(assignment, (xi, xi_aux))
         statistics = {"xi": xi, **self.objective.diagnostics(targets["c2s"], batch.valid)}
         if "c2s_aux" in targets:
             aux = self.objective.diagnostics(targets["c2s_aux"], batch.valid)
             # csc selects its pixels by P†.
             statistics |= {"xi_aux": xi_aux, "omega": aux["omega"], "foreground_share_aux": aux["foreground_share"]}
+        statistics["omega"] = statistics["omega"] * self.ranks.size  # a count of the whole batch, unlike the means
         return statistics
 
-    def _gradient_norm(self) -> Tensor:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+    def _metrics(self, loss: Tensor, terms: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        shares = {"loss": loss, **terms}
+        return {name: value.detach() * self.ranks.size for name, value in shares.items()} | statistics
 
-    def _check_finite(self, values: dict[str, Tensor]) -> None:
-        finite = torch.stack([torch.isfinite(value.detach()) for value in values.values()])
-        if not bool(finite.all()):
-            names = [name for name, good in zip(values, finite.tolist(), strict=True) if not good]
-            raise NonFiniteLoss(self.iteration, names[0])
+    def _optimizer_state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training depends on, besides configuration and data."""
@@ -130,7 +122,7 @@ class Engine:
             "iteration": self.iteration,
             "student": self.student.state_dict(),
             "teacher": self.teacher.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer_state(),
             "thresholds": [threshold.state_dict() for threshold in self.thresholds],
         }
 
@@ -139,6 +131,57 @@ class Engine:
         self.iteration = int(state["iteration"])
         self.student.load_state_dict(state["student"])
         self.teacher.model.load_state_dict(state["teacher"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._load_optimizer_state(state["optimizer"])
         for threshold, saved in zip(self.thresholds, state["thresholds"], strict=True):
             threshold.load_state_dict(saved)
+
+
+class Engine(EngineBase):
+    """The plain step: torch.optim.AdamW, a moving average over parameter lists, and a look at every number."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(config, num_classes, device, ranks)
+        self.optimizer = build_optimizer(self.student, config.optim)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """As EngineBase.step.
+
+        Raises NonFiniteLoss before anything is changed: weights, moments, thresholds and counter stay those of the
+        last good step.
+        """
+        rate = set_learning_rate(self.optimizer, self.iteration, self.config.optim)
+        # Random layers of a backbone (dropout, stochastic depth): like the data, a function of seed and iteration.
+        torch.manual_seed(self._step_seed)
+        before = [threshold.state_dict() for threshold in self.thresholds]
+        terms, statistics = self._losses(batch)
+        loss = self.objective.total(terms)
+        try:
+            self._check_finite({**terms, "loss": loss})
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for gradient in self._gradients():
+                self.ranks.sum_(gradient)
+            self._check_finite({"gradient": torch.nn.utils.get_total_norm(self._gradients())})
+        except NonFiniteLoss:
+            for threshold, state in zip(self.thresholds, before, strict=True):
+                threshold.load_state_dict(state)
+            raise
+        self.optimizer.step()
+        self.teacher.update()
+        self.iteration += 1
+        return {**self._metrics(loss, terms, statistics), "lr": torch.tensor(rate)}
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _check_finite(self, values: dict[str, Tensor]) -> None:
+        bad = torch.stack([~torch.isfinite(value.detach()) for value in values.values()]).float()
+        if bool(self.ranks.sum_(bad).any()):
+            names = [name for name, count in zip(values, bad.tolist(), strict=True) if count]
+            raise NonFiniteLoss(self.iteration, names[0])
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        load_optimizer_state(self.optimizer, state)

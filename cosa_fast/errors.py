@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Command lines print it without a traceback and exit with status 2.
     """
+
+
+class QuietError(UserError):
+    """An error that another process of the same run has already told the user of."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from cosa_fast.cam import normalised_cams, present_classes, strongest
 from cosa_fast.data_pipeline.files import hint
 from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import CamScore, EvalResult, Score
 from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
@@ -38,10 +39,12 @@ def evaluate_network(
     thresholds: tuple[float | None, float | None] = (None, None),
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvalResult:
     """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
 
-    classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread.
+    classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread. ranks: share
+    the images out; every rank returns the result over all of them.
     The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
     classes that the classifier predicts) the teacher's; a scale that
     both name is computed once. progress(done, total) is called after each image.
@@ -55,7 +58,7 @@ def evaluate_network(
     chosen = _spread(len(dataset), limit)
     counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
     with inference(model):
-        for done, index in enumerate(chosen, start=1):
+        for done, index in enumerate(chosen[ranks.rank :: ranks.size], start=1):
             image = normalise(dataset.image(index), mean, std).to(device)
             truth = torch.from_numpy(dataset.mask(index)).to(device)
             outputs = forward_scales(
@@ -70,6 +73,8 @@ def evaluate_network(
             counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
             if progress is not None:
                 progress(done, len(chosen))
+    for tensor in counts.tensors():
+        ranks.sum_(tensor)
     return counts.result(len(chosen), indices, coexistence)
 
 
@@ -86,6 +91,9 @@ class _CamCounts:
         self.sweep.update(confidence, category, truth)
         if self.threshold is not None:
             self.at_threshold.update(category * (confidence >= self.threshold), truth)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.sweep.counts, self.at_threshold.counts]
 
     def score(self, indices: Sequence[int], coexistence: Sequence[int]) -> CamScore:
         best = self.sweep.best(indices)
@@ -114,7 +122,6 @@ class _Counts:
         self.label_aware = ConfusionMatrix(num_classes, device)
         self.cam, self.cam_label_free, self.cam_aux = cam(main), cam(main), cam(aux)
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
-        self.has_aux = False
 
     def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
         """outputs: one per scale of the evaluation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
@@ -135,12 +142,19 @@ class _Counts:
         )
         aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
         if aux:
-            self.has_aux = True
             maps_aux = normalised_cams(aux, present, size)
             self.cam_aux.add(maps_aux, present, truth)
             self.ensemble.add((maps + maps_aux) / 2, present, truth)
 
+    def tensors(self) -> list[Tensor]:
+        """All that is counted, to be summed over ranks."""
+        cams = [
+            tensor for cam in (self.cam, self.cam_label_free, self.cam_aux, self.ensemble) for tensor in cam.tensors()
+        ]
+        return [self.label_free.counts, self.label_aware.counts, *cams]
+
     def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
+        has_aux = bool(self.cam_aux.sweep.counts.any())
         return EvalResult(
             images=images,
             classes=self.classes,
@@ -149,8 +163,8 @@ class _Counts:
             label_aware=_score(self.label_aware.iou(), indices, coexistence),
             cam=self.cam.score(indices, coexistence),
             cam_label_free=self.cam_label_free.score(indices, coexistence),
-            cam_aux=self.cam_aux.score(indices, coexistence) if self.has_aux else None,
-            ensemble=self.ensemble.score(indices, coexistence) if self.has_aux else None,
+            cam_aux=self.cam_aux.score(indices, coexistence) if has_aux else None,
+            ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
         )
 
 

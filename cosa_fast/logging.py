@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cosa_fast.distributed import ALONE, Ranks
+
 
 class MeanMetrics:
     """Running means of 0-d tensors, kept on the device until they are read."""
@@ -26,11 +28,13 @@ class MeanMetrics:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def read(self) -> dict[str, float]:
-        """The means since the last read, on the host; starts anew."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def read(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The means since the last read, over all ranks, on the host; starts anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        values = torch.stack([value.float().cpu() for value in means.values()])
+        values = ranks.host_sum(values) / ranks.size
         self._sums, self._counts = {}, {}
-        return means
+        return dict(zip(means, values.tolist(), strict=True))
 
 
 class RunLog:
@@ -76,6 +80,23 @@ class RunLog:
         self._bar.close()
         self._events.close()
         self._file.close()
+
+
+class SilentLog(RunLog):
+    """The log of a process whose run another one describes."""
+
+    def __init__(self, directory: Path, total: int, start: int) -> None:
+        pass
+
+    def advance(self) -> None: ...
+
+    def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None: ...
+
+    def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class StepTimer:

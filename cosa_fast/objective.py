@@ -10,6 +10,7 @@ from torch import Tensor
 from cosa_fast.assignment import AssignedMaps, Assignment, valid_on_grid
 from cosa_fast.config import Config, LossConfig
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
 from cosa_fast.model import Outputs
 
@@ -30,12 +31,17 @@ class Target:
 
 
 class Objective:
-    """Turns ON's outputs and AN's assignment into loss terms. `weights` maps each active term to its λ."""
+    """Turns ON's outputs and AN's assignment into loss terms, each this rank's share of that of the whole batch.
 
-    def __init__(self, config: Config) -> None:
+    `weights` maps each active term to its λ.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._config = config.loss
         self._threshold = config.threshold
         self._backend = config.run.backend
+        self._normalisation: tuple[Tensor, Tensor] | None = None
         self._mean, self._std = config.data.mean, config.data.std
         aux = config.model.aux_layer is not None
         names = ["cls", "c2s", "s2c", "csc", "energy", *(["cls_aux", "c2s_aux"] if aux else [])]
@@ -50,7 +56,7 @@ class Objective:
         """cls and cls† (eq. 1): multilabel soft margin of the image logits (B, C) against labels (B, C)."""
         logits = {"cls": outputs.logits, "cls_aux": outputs.logits_aux}
         return {
-            name: F.multilabel_soft_margin_loss(value, labels)
+            name: F.multilabel_soft_margin_loss(value.float(), labels) / self._ranks.size
             for name, value in logits.items()
             if name in self.weights and value is not None
         }
@@ -67,7 +73,7 @@ class Objective:
         if "csc" in self.weights:
             terms["csc"] = self._contrastive(outputs, targets.get("c2s_aux", targets["c2s"]), batch)
         if "energy" in self.weights:
-            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch)
+            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch) / self._ranks.size
         return terms
 
     def targets(self, assignment: Assignment, thresholds: tuple[Tensor, Tensor]) -> dict[str, Target]:
@@ -100,6 +106,7 @@ class Objective:
             beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
             foreground_weight=self._config.foreground_weight,
             ignore_band=targets[0].band,
+            group=self._ranks.group,
             backend=self._backend,
         )
 
@@ -118,6 +125,7 @@ class Objective:
             valid,
             temperature=self._config.s2c_temperature,
             relu=self._config.s2c_relu,
+            group=self._ranks.group,
             backend=self._backend,
         )
 
@@ -137,23 +145,31 @@ class Objective:
             beta=self._config.beta,
             scope=self._config.csc_scope,
             similarity=self._config.csc_similarity,
+            group=self._ranks.group,
             backend=self._backend,
         )
 
     def _energy(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
         """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution."""
         size = (batch.strong.shape[2], batch.strong.shape[3])
-        logits = F.interpolate(outputs.segmentation(), size=size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(outputs.segmentation().float(), size=size, mode="bilinear", align_corners=False)
         roi = F.avg_pool2d(batch.valid[:, None].to(logits.dtype), 2)
         probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
-        mean, std = (batch.strong.new_tensor(value).view(1, 3, 1, 1) for value in (self._mean, self._std))
-        guide = F.avg_pool2d((batch.strong * std + mean) * 255, 2)
+        guide = F.avg_pool2d(self._pixels(batch.strong), 2)
         gate = (roi[:, 0] - probabilities.detach().amax(1)).clamp(min=0)
         if target.band is not None:
             ignored = (target.maps.confidence > target.band[0]) & (target.maps.confidence < target.band[1])
             gate = torch.where(ignored[:, ::2, ::2], torch.ones_like(gate), gate)
         sigmas = (self._config.energy_sigma_xy * 0.5, self._config.energy_sigma_rgb)
         return dense_energy(probabilities, guide, gate, *sigmas, backend=self._backend)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Normalised images back in 0..255."""
+        if self._normalisation is None:  # once: a copy from the host would synchronise every step
+            mean, std = (images.new_tensor(value).view(1, 3, 1, 1) for value in (self._mean, self._std))
+            self._normalisation = (mean, std)
+        mean, std = self._normalisation
+        return (images * std + mean) * 255
 
     @torch.no_grad()
     def diagnostics(self, target: Target, valid: Tensor) -> dict[str, Tensor]:

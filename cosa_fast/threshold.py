@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cosa_fast.config import ThresholdConfig
+from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import fit_mixture, histogram
 
 
@@ -16,20 +17,24 @@ class DynamicThreshold:
     The queue holds one histogram per batch: the sum over its rows is the histogram of all of their confidences.
     """
 
-    def __init__(self, config: ThresholdConfig, device: torch.device, backend: str = "auto") -> None:
+    def __init__(
+        self, config: ThresholdConfig, device: torch.device, backend: str = "auto", ranks: Ranks = ALONE
+    ) -> None:
         self._config = config
+        self._ranks = ranks
         self._backend = backend
         self._queue = torch.zeros(config.queue_length, config.bins, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-        self._fit: Tensor | None = None
-        self.value = torch.tensor(sum(config.clamp) / 2, device=device)
+        # What fit_mixture hands on from call to call; a weight of 0 says that there was no fit yet.
+        self._fit = torch.tensor([sum(config.clamp) / 2, 0, 0, 0, 0, 0], device=device)
+        self.value = self._fit[0].clone()
 
     def update(self, confidence: Tensor, valid: Tensor) -> None:
-        """Take in a batch: confidence (B, h, w) in [0, 1], valid (B, h, w) bool; then refit ξ."""
-        counts = histogram(confidence, valid, self._config.bins, backend=self._backend)
+        """Take in a batch: confidence (B, h, w) in [0, 1], valid (B, h, w) bool, of every rank; then refit ξ."""
+        counts = self._ranks.sum_(histogram(confidence, valid, self._config.bins, backend=self._backend))
         self._queue.index_copy_(0, self._cursor.reshape(1), counts.to(self._queue.dtype).reshape(1, -1))
-        self._cursor = (self._cursor + 1) % self._config.queue_length
-        self.value, self._fit = fit_mixture(
+        self._cursor.add_(1).remainder_(self._config.queue_length)
+        value, fit = fit_mixture(
             self._queue.sum(0),
             self._fit,
             floor=self._config.floor,
@@ -37,26 +42,29 @@ class DynamicThreshold:
             smoothing=self._config.smoothing,
             backend=self._backend,
         )
+        # In place: a captured step reads and writes the same memory every time.
+        self.value.copy_(value)
+        self._fit.copy_(fit)
+
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes."""
+        return [self._queue, self._cursor, self._fit, self.value]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, as tensors of their own."""
-        fit = None if self._fit is None else self._fit.clone()
         return {
             "queue": self._queue.clone(),
             "cursor": self._cursor.clone(),
-            "fit": fit,
+            "fit": self._fit.clone(),
             "value": self.value.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the queue's shape must be that of the configuration."""
-        device = self._queue.device
         if state["queue"].shape != self._queue.shape:
             raise ValueError(f"queue: got {tuple(state['queue'].shape)}, want {tuple(self._queue.shape)}")
-        self._queue = state["queue"].to(device, copy=True)
-        self._cursor = state["cursor"].to(device, copy=True)
-        self._fit = None if state["fit"] is None else state["fit"].to(device, copy=True)
-        self.value = state["value"].to(device, copy=True)
+        for own, name in zip(self.tensors(), ("queue", "cursor", "fit", "value"), strict=True):
+            own.copy_(state[name])
 
 
 class FixedThreshold:
@@ -67,6 +75,9 @@ class FixedThreshold:
 
     def update(self, confidence: Tensor, valid: Tensor) -> None:
         """Nothing to learn."""
+
+    def tensors(self) -> list[Tensor]:
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -79,14 +90,14 @@ Threshold = DynamicThreshold | FixedThreshold
 
 
 def build_thresholds(
-    config: ThresholdConfig, device: torch.device, backend: str = "auto"
+    config: ThresholdConfig, device: torch.device, backend: str = "auto", ranks: Ranks = ALONE
 ) -> tuple[Threshold, Threshold]:
     """(ξ, ξ†); `backend` is that of the kernels.
 
     In mode `band` the middle of each band stands in, for the log and the gallery; no loss reads it.
     """
     if config.mode == "dynamic":
-        return DynamicThreshold(config, device, backend), DynamicThreshold(config, device, backend)
+        return DynamicThreshold(config, device, backend, ranks), DynamicThreshold(config, device, backend, ranks)
     if config.mode == "fixed":
         return FixedThreshold(config.value, device), FixedThreshold(config.value_aux, device)
     return FixedThreshold(sum(config.band) / 2, device), FixedThreshold(sum(config.band_aux) / 2, device)

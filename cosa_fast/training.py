@@ -18,10 +18,12 @@ from cosa_fast.data import augmentation, open_datasets
 from cosa_fast.data_pipeline.datasets import ImageDataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.device import pick_device
-from cosa_fast.engine import Engine, NonFiniteLoss
-from cosa_fast.errors import UserError
+from cosa_fast.distributed import Ranks, is_lost_rank, ranks_of_launch
+from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
+from cosa_fast.errors import QuietError, UserError
 from cosa_fast.evaluation import EvalResult, evaluate_network
-from cosa_fast.logging import MeanMetrics, RunLog, StepTimer
+from cosa_fast.fused_engine import FusedEngine
+from cosa_fast.logging import MeanMetrics, RunLog, SilentLog, StepTimer
 from cosa_fast.visualise import gallery
 
 GALLERY_IMAGES = 8
@@ -32,7 +34,7 @@ FOREGROUND_WARNING = 0.05
 @dataclass(frozen=True)
 class Summary:
     """How a run ended: its folder, the iteration reached, and the last evaluation by network (empty when it was
-    stopped)."""
+    stopped, and on all ranks but the first)."""
 
     directory: Path
     iteration: int
@@ -46,28 +48,40 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
     finite; a checkpoint of the last good state is written first.
     """
     directory = Path(config.run.output) / config.run.name
-    state = _resume_state(config, directory, resume, overwrite)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    training_set, validation_set = open_datasets(config)
-    run = _Run(config, directory, training_set, validation_set)
-    if state is not None:
-        run.restore(state)
-    return run.execute()
+    with ranks_of_launch(config.run.device) as ranks:
+
+        def prepare() -> _Run:
+            state = _resume_state(config, directory, resume, overwrite, ranks)
+            run = _Run(config, directory, *open_datasets(config), ranks)
+            if state is not None:
+                run.restore(state)
+            return run
+
+        return ranks.together(prepare).execute()
 
 
 class _Run:
     """The state of one running training."""
 
     def __init__(
-        self, config: Config, directory: Path, training_set: ImageDataset, validation_set: ImageDataset
+        self,
+        config: Config,
+        directory: Path,
+        training_set: ImageDataset,
+        validation_set: ImageDataset,
+        ranks: Ranks,
     ) -> None:
         self.config = config
+        self.ranks = ranks
         self.directory = directory
         self.training_set = training_set
         self.validation_set = validation_set
-        self.device = pick_device(config.run.device)
-        self.engine = Engine(config, len(training_set.classes), self.device)
+        ranks.share(config.optim.batch_size)
+        self.device = pick_device(config.run.device, ranks.local_rank)
+        engine = FusedEngine if config.run.engine == "fused" else Engine
+        self.engine: EngineBase = engine(config, len(training_set.classes), self.device, ranks)
         self.best = float("-inf")
         self.stop_signal: int | None = None
         self.warned = False
@@ -94,25 +108,36 @@ class _Run:
 
     def execute(self) -> Summary:
         """Run to the end, or to a signal."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._describe()
+        if self.ranks.is_main:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._describe()
         previous = {name: signal.signal(name, self._on_signal) for name in (signal.SIGTERM, signal.SIGINT)}
-        self.log = RunLog(self.directory, self.config.optim.iterations, self.engine.iteration)
+        log = RunLog if self.ranks.is_main else SilentLog
+        self.log = log(self.directory, self.config.optim.iterations, self.engine.iteration)
         try:
             results = self._loop()
         except NonFiniteLoss as error:
             path = self._save(self.checkpoints / "last_good.pt")
+            if not self.ranks.is_main:
+                raise QuietError(str(error)) from error
             raise UserError(
                 f"{error}; the state before it is in {path}: go on from there with a lower optim.lr and --resume {path}"
             ) from error
         except UserError:
             self._save()
             raise
+        except RuntimeError as error:
+            if self.ranks.size > 1 and is_lost_rank(error):
+                raise UserError(
+                    "another process of this run has ended; see its own message above. The last checkpoint is whole: "
+                    "go on with --resume auto"
+                ) from error
+            raise
         finally:
             self.log.close()
             for name, handler in previous.items():
                 signal.signal(name, handler)
-        return Summary(self.directory, self.engine.iteration, results)
+        return Summary(self.directory, self.engine.iteration, results if self.ranks.is_main else {})
 
     def _describe(self) -> None:
         text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False, allow_unicode=True)
@@ -142,6 +167,8 @@ class _Run:
                 config.optim.batch_size,
                 config.run.seed,
                 start=engine.iteration * config.optim.batch_size,
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
                 workers=config.data.workers,
                 with_truth=config.loss.guidance == "truth",
             )
@@ -156,8 +183,9 @@ class _Run:
             self.log.advance()
             done = engine.iteration == config.optim.iterations
             if engine.iteration % config.run.log_every == 0 or done:
-                self._report({**metrics.read(), **timer.read(config.optim.batch_size)})
-            if self.stop_signal is not None:
+                engine.check()
+                self._report({**metrics.read(self.ranks), **timer.read(config.optim.batch_size)})
+            if self.ranks.agree(self.stop_signal or 0):
                 return self._stopped()
             if done or engine.iteration % config.eval.every == 0:
                 results = self._evaluate()
@@ -182,6 +210,7 @@ class _Run:
     def _evaluate(self) -> dict[str, EvalResult]:
         """Evaluate ON and AN, log both, and keep the best checkpoint by AN's label-free segmentation (its CAM before
         co-training)."""
+        self.engine.check()
         results = {}
         for name, model in (("student", self.engine.student), ("teacher", self.engine.teacher.model)):
             results[name] = evaluate_network(
@@ -195,6 +224,7 @@ class _Run:
                 device=self.device,
                 thresholds=self._evaluation_thresholds(),
                 limit=self._evaluation_limit(),
+                ranks=self.ranks,
             )
             summary = {key: value for key, value in results[name].summary().items() if value == value}
             self.log.record(self.engine.iteration, {"network": name, **summary}, kind=f"eval_{name}")
@@ -229,8 +259,11 @@ class _Run:
         return {}
 
     def _save(self, path: Path | None = None) -> Path:
+        self.engine.check()
         rotating = path is None
         path = path or checkpoint.numbered_path(self.checkpoints, self.engine.iteration)
+        if not self.ranks.is_main:
+            return path
         state = {
             **self.engine.state_dict(),
             "config": config_to_dict(self.config),
@@ -252,7 +285,11 @@ def finish(summary: Summary, config: Config) -> None:
     gallery(networks, open_datasets(config)[1], summary.directory / "gallery.png", GALLERY_IMAGES)
 
 
-def _resume_state(config: Config, directory: Path, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
+def _resume_state(
+    config: Config, directory: Path, resume: str | None, overwrite: bool, ranks: Ranks
+) -> dict[str, Any] | None:
+    if resume is None and not ranks.is_main:
+        return None
     if resume is None:
         # best.pt or last_good.pt may be all that an earlier run has left.
         kept = sorted((directory / "checkpoints").glob("*.pt"))
@@ -267,7 +304,8 @@ def _resume_state(config: Config, directory: Path, resume: str | None, overwrite
     if path is None:
         return None
     state = checkpoint.load(path)
-    _compare(config, state, path)
+    if ranks.is_main:
+        _compare(config, state, path)
     return state
 
 

@@ -1,6 +1,7 @@
 """What one training step receives."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -24,11 +25,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `function` of every tensor."""
         return Batch(
-            weak=self.weak.to(device, non_blocking=True),
-            strong=self.strong.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            valid=self.valid.to(device, non_blocking=True),
+            weak=function(self.weak),
+            strong=function(self.strong),
+            labels=function(self.labels),
+            valid=function(self.valid),
             ids=self.ids,
-            truth=None if self.truth is None else self.truth.to(device, non_blocking=True),
+            truth=None if self.truth is None else function(self.truth),
         )
+
+    def copy_(self, other: "Batch") -> None:
+        """Take over another batch's tensors, in place."""
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        for own, value in pairs:
+            if isinstance(own, Tensor):
+                own.copy_(value, non_blocking=True)

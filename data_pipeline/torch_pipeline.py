@@ -29,10 +29,10 @@ _KILLED = (
 class TorchPipeline:
     """An endless stream of augmented batches over `dataset`.
 
-    Batch k holds the sample positions start + k·batch_size ... ; image and parameters of a position depend on (seed,
-    position) alone, so the stream is
-    the same for any number of workers, and continues exactly when `start` is set to the number of samples already used.
-    Iterating again begins at `start` again.
+    Batch k holds the sample positions start + k·batch_size ...; image and parameters of a position depend on (seed,
+    position) alone, so the stream is the same for any number of workers, and continues exactly when `start` is set to
+    the number of samples already used. Of each batch, rank r of `ranks` gets the r-th of equal parts: together the
+    ranks see what one alone would. Iterating again begins at `start` again.
     with_truth: also read the masks (studies only); otherwise no mask file is ever opened.
     A UserError of a worker process is raised here as the same UserError. ValueError for batch_size < 1 or a negative
     seed, start or workers.
@@ -46,17 +46,21 @@ class TorchPipeline:
         seed: int,
         *,
         start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
         workers: int = 0,
         with_truth: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
+        if batch_size < 1 or batch_size % ranks:
+            raise ValueError(f"batch_size is {batch_size}; wanted a positive multiple of ranks, {ranks}")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank is {rank}; wanted 0..{ranks - 1}")
         for name, value in (("seed", seed), ("start", start), ("workers", workers)):
             if value < 0:
                 raise ValueError(f"{name} is {value}; wanted at least 0")
         self._loader = DataLoader(
             _Samples(dataset, config, seed, with_truth),
-            batch_sampler=_Positions(start, batch_size),
+            batch_sampler=_Positions(start + rank * batch_size // ranks, batch_size // ranks, batch_size),
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
@@ -116,14 +120,15 @@ class _Samples(Dataset[_Sample | _Failure]):
 
 @dataclass
 class _Positions:
-    """Batches of consecutive positions, without end."""
+    """Every `step` positions the next `length` ones, without end."""
 
     start: int
-    batch_size: int
+    length: int
+    step: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in count(self.start, self.batch_size):
-            yield list(range(first, first + self.batch_size))
+        for first in count(self.start, self.step):
+            yield list(range(first, first + self.length))
 
 
 def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:

@@ -1,0 +1,131 @@
+"""Several processes that train one network, one per device, as torchrun starts them.
+
+Every loss is a sum over the whole batch divided by a normaliser of the whole batch. A rank computes its own share of
+the sum over the normaliser of all ranks, so that losses and gradients only have to be added up.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosa_fast.errors import QuietError, UserError
+
+T = TypeVar("T")
+
+# A rank that fails takes the others along at once; this only bounds how long a hung one is waited for.
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: rank 0..size−1. The default is a process alone."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs, checkpoints and results."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group to sum over; None for a process alone."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place; nothing to do alone."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: int) -> int:
+        """The largest value that any rank has; waits for all of them."""
+        if self.size == 1:
+            return value
+        agreed = torch.tensor(value)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host_group())
+        return int(agreed)
+
+    def host_sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks of a tensor on the CPU."""
+        if self.size > 1:
+            dist.all_reduce(values, group=_host_group())
+        return values
+
+    def together(self, action: Callable[[], T]) -> T:
+        """The result of an action that every rank takes. Where it fails on some, all fail: the first rank that has a
+        UserError says it, the others end quietly."""
+        result, error = None, None
+        try:
+            result = action()
+        except UserError as failure:
+            error = failure
+        speaker = self.agree(0 if error is None else self.size - self.rank)
+        if speaker == 0:
+            return cast(T, result)
+        if error is not None and speaker == self.size - self.rank:
+            raise error
+        raise QuietError("said by another process")
+
+    def share(self, batch_size: int) -> int:
+        """Images of this rank in a batch of `batch_size`; UserError unless they can be shared out evenly."""
+        if batch_size % self.size:
+            raise UserError(
+                f"optim.batch_size = {batch_size} cannot be shared by {self.size} processes; "
+                "give a multiple of --nproc-per-node × --nnodes"
+            )
+        return batch_size // self.size
+
+
+ALONE = Ranks()
+_hosts: dist.ProcessGroup | None = None
+
+
+def _host_group() -> dist.ProcessGroup:
+    """A group over the hosts' own network: what the hosts agree on does not wait for a GPU."""
+    global _hosts
+    if _hosts is None:
+        _hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _hosts
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process has gone."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "closed by peer"))
+
+
+@contextmanager
+def ranks_of_launch(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun's environment describes, with the process group open inside; alone without torchrun.
+
+    `device`: "auto", "cpu" or "cuda", as in run.device; each process takes the GPU of its local rank.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node: process {ranks.local_rank + 1} of this machine has no GPU; "
+                f"there are {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    _host_group()
+    try:
+        yield ranks
+    finally:
+        global _hosts
+        _hosts = None
+        dist.destroy_process_group()

@@ -1,0 +1,162 @@
+"""The fast step: flat buffers, half-precision compute over float32 masters, no synchronisation with the host, and on a
+GPU the whole step captured in one CUDA graph per phase.
+
+It computes what cosa_fast.engine.Engine computes. A number that is not finite is found on the device: from that step on
+nothing is updated any more, and `check()`, at the next log point, says which step it was.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosa_fast.config import Config
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.engine import EngineBase, NonFiniteLoss
+from cosa_fast.flat import FlatNetworks
+from cosa_fast.model import CoSANet
+from cosa_fast.schedule import learning_rate
+
+TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "energy", "loss", "gradient")
+# Steps of a phase before its capture: lazy initialisation and compilation must be over.
+WARM_UP = 3
+
+
+class FusedEngine(EngineBase):
+    """EngineBase on flat buffers."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(config, num_classes, device, ranks)
+        self.networks = FlatNetworks(self.student, self.teacher.model, config, compute_type(config, device))
+        self.teacher.compute = self.networks.assigning
+        if compiles(config, device):
+            for network in (self.networks.online, self.networks.assigning):
+                compile_blocks(network)
+        self._rate = torch.zeros((), device=device)
+        self._healthy = torch.ones((), dtype=torch.bool, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
+        self._captured = {phase: _CapturedStep(self) for phase in (False, True)} if captures(config, device) else None
+
+    @property
+    def online(self) -> CoSANet:
+        return self.networks.online
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """As EngineBase.step; nothing waits for the device. Metrics of a step that `check` will refuse are not
+        finite."""
+        self._rate.fill_(learning_rate(self.iteration, self.config.optim))
+        torch.manual_seed(self._step_seed)
+        metrics = self.run(batch) if self._captured is None else self._captured[self.cotraining](batch)
+        self.iteration += 1
+        return metrics
+
+    def run(self, batch: Batch) -> dict[str, Tensor]:
+        """The step itself: device work only, of static shapes."""
+        state = [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
+        before = [tensor.clone() for tensor in state]
+        terms, statistics = self._losses(batch)
+        loss = self.objective.total(terms)
+        self.networks.clear_gradients()
+        loss.backward()
+        gradients = self.ranks.sum_(self.networks.collect_gradients())
+        self._judge({**terms, "loss": loss, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
+        self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(torch.where(self._healthy, tensor, old))
+        return {**self._metrics(loss, terms, statistics), "lr": self._rate.clone()}
+
+    def check(self) -> None:
+        """Wait for the device; NonFiniteLoss, once, if a step could not be done. The state is that before it."""
+        if not bool(self._healthy):
+            self.iteration = int(self._good_steps)
+            name = next(name for name, finite in zip(TERMS, self._finite.tolist(), strict=True) if not finite)
+            self._healthy.fill_(True)
+            raise NonFiniteLoss(self.iteration, name)
+
+    def _judge(self, values: dict[str, Tensor]) -> None:
+        """Whether this step's numbers are finite on all ranks; once they were not, no later step counts."""
+        unknown = torch.ones((), dtype=torch.bool, device=self.device)
+        flags = torch.stack([torch.isfinite(values[name].detach()) if name in values else unknown for name in TERMS])
+        finite = self.ranks.sum_((~flags).float()) == 0
+        self._finite.copy_(torch.where(self._healthy, finite, self._finite))
+        self._healthy.logical_and_(finite.all())
+        self._good_steps.add_(self._healthy)
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return self.networks.optimizer_state()
+
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        self.networks.load_optimizer_state(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.networks.refresh()
+        self._good_steps.fill_(self.iteration)
+        self._healthy.fill_(True)
+        if self._captured is not None:
+            self._captured = {phase: _CapturedStep(self) for phase in self._captured}
+
+
+class _CapturedStep:
+    """One phase's step: a few times as it is, then captured in a CUDA graph and replayed."""
+
+    def __init__(self, engine: FusedEngine) -> None:
+        self._engine = engine
+        self._steps = 0
+        self._stream = torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._batch: Batch
+        self._metrics: dict[str, Tensor]
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        if self._steps < WARM_UP:
+            self._steps += 1
+            return self._run_aside(batch)
+        if self._graph is None:
+            self._capture(batch)
+        self._batch.copy_(batch)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._metrics
+
+    def _run_aside(self, batch: Batch) -> dict[str, Tensor]:
+        """On the stream of the capture, where autograd's nodes will expect to be."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            metrics = self._engine.run(batch)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return metrics
+
+    def _capture(self, batch: Batch) -> None:
+        self._batch = batch.map(torch.clone)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._metrics = self._engine.run(self._batch)
+
+
+def compute_type(config: Config, device: torch.device) -> torch.dtype:
+    """The type of run.precision; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
+    name = config.run.precision
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def compiles(config: Config, device: torch.device) -> bool:
+    """Whether blocks are compiled; "auto": on a GPU."""
+    return config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
+
+
+def captures(config: Config, device: torch.device) -> bool:
+    """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, and
+    plain kernels."""
+    possible = config.loss.guidance == "teacher" and config.run.backend != "reference"
+    return config.run.capture == "auto" and device.type == "cuda" and possible
+
+
+def compile_blocks(network: CoSANet) -> None:
+    """Compile the encoder block by block: they are alike, so that one compilation serves all of them."""
+    for block in getattr(network.encoder.backbone, "blocks", []):
+        block.compile(dynamic=False)

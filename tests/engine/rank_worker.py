@@ -1,0 +1,42 @@
+"""One of several processes that train the tiny network: python -m torch.distributed.run ... rank_worker.py FILE.
+
+FILE holds the configuration and the batches to train on; rank 0 writes
+what came of it to FILE.out.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from cosa_fast.config import config_from_dict
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.distributed import Ranks, ranks_of_launch
+from cosa_fast.engine import Engine
+from cosa_fast.fused_engine import FusedEngine
+
+
+def part(batch: Batch, ranks: Ranks) -> Batch:
+    """This rank's images."""
+    return batch.map(lambda tensor: tensor.tensor_split(ranks.size)[ranks.rank])
+
+
+def main(path: Path) -> None:
+    torch.set_num_threads(1)
+    job = torch.load(path, weights_only=True)
+    config = config_from_dict(job["config"], where=str(path))
+    with ranks_of_launch("cpu") as ranks:
+        engine = (FusedEngine if job["engine"] == "fused" else Engine)(
+            config, job["classes"], torch.device("cpu"), ranks
+        )
+        losses = []
+        for values in job["batches"]:
+            metrics = engine.step(part(Batch(**values, ids=[]), ranks))
+            losses.append({name: float(ranks.host_sum(value.clone())) / ranks.size for name, value in metrics.items()})
+        if ranks.is_main:
+            weights = {name: value.clone() for name, value in engine.student.state_dict().items()}
+            torch.save({"losses": losses, "weights": weights, "xi": engine.threshold_values}, f"{path}.out")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,133 @@
+"""Several processes train as one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cosa_fast import checkpoint
+from cosa_fast.config import Config, config_to_dict
+from cosa_fast.data import augmentation
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.distributed import Ranks
+from cosa_fast.errors import UserError
+
+CLASSES = 5  # of the tiny data set
+WORKER = Path(__file__).with_name("rank_worker.py")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+
+
+def torchrun(ranks: int, *command: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, *command]
+
+
+def uneven_batches(config: Config, count: int) -> list[dict[str, Any]]:
+    """Batches of four whose images have very different numbers of valid pixels."""
+    dataset = open_dataset("voc", config.data.root, "train")
+    stream = iter(TorchPipeline(dataset, augmentation(config), 4, seed=3))
+    values = []
+    for _ in range(count):
+        batch = next(stream)
+        batch.valid[0, 20:] = False
+        batch.valid[3, :, :5] = False
+        values.append({name: getattr(batch, name) for name in ("weak", "strong", "labels", "valid")})
+    return values
+
+
+def train_with(ranks: int, folder: Path, config: Config, batches: list[dict[str, Any]], engine: str) -> dict[str, Any]:
+    path = folder / f"{engine}_{ranks}"
+    torch.save({"config": config_to_dict(config), "batches": batches, "classes": CLASSES, "engine": engine}, path)
+    subprocess.run(torchrun(ranks, str(WORKER), str(path)), check=True, env=ENVIRONMENT, timeout=300)
+    return torch.load(f"{path}.out", weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_and_four_ranks_learn_what_one_does(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config("optim.batch_size=4", "optim.cotrain_after=1", "optim.lr=1e-4", "loss.energy=1.0")
+    batches = uneven_batches(config, 4)
+    alone = train_with(1, tmp_path, config, batches, "fused")
+    for ranks, engine in ((2, "fused"), (4, "fused"), (2, "plain")):
+        found = train_with(ranks, tmp_path, config, batches, engine)
+        for expected_step, found_step in zip(alone["losses"], found["losses"], strict=True):
+            for name in ("loss", "cls", "c2s", "c2s_aux", "s2c", "csc", "energy", "omega", "xi"):
+                if name in expected_step:
+                    assert found_step[name] == pytest.approx(expected_step[name], rel=1e-5), (ranks, engine, name)
+        a, b = (torch.cat([value.flatten() for value in each["weights"].values()]) for each in (found, alone))
+        assert (a - b).norm() / b.norm() < 1e-6, (ranks, engine)
+
+
+def command_of_run(config: Config, folder: Path) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
+    return ["-m", "cosa_fast.train", str(path)]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks_goes_on_alone_and_writes_once(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config("optim.batch_size=4", "optim.iterations=5", "optim.cotrain_after=2", "run.checkpoint_every=3")
+    command = command_of_run(config, tmp_path)
+    subprocess.run(torchrun(2, *command), check=True, env=ENVIRONMENT, timeout=300, cwd=tmp_path)
+    run = Path(config.run.output) / config.run.name
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum('"kind": "train"' in line for line in lines) == 5
+    two = checkpoint.load(run / "checkpoints" / "00000005.pt")
+    (run / "checkpoints" / "00000005.pt").unlink()
+    subprocess.run([sys.executable, *command, "--resume", "auto"], check=True, env=ENVIRONMENT, timeout=300)
+    one = checkpoint.load(run / "checkpoints" / "00000005.pt")
+    for name, value in one["student"].items():
+        torch.testing.assert_close(value, two["student"][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(
+        "optim.batch_size=2", "optim.iterations=100000", "optim.cotrain_after=0", "run.checkpoint_every=2"
+    )
+    run = Path(config.run.output) / config.run.name
+    process = subprocess.Popen(
+        torchrun(2, *command_of_run(config, tmp_path)),
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not checkpoint.latest(run / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "another process of this run has ended" in output
+    assert "go on with --resume auto" in output
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    checkpoint.load(newest)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.batch_size = 6 cannot be shared by 4 processes"):
+        Ranks(0, 4, 0).share(6)
+
+
+def test_ranks_together_see_what_one_sees(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    dataset = open_dataset("voc", config.data.root, "train")
+
+    def first_two(rank: int, ranks: int) -> list[Batch]:
+        stream = iter(TorchPipeline(dataset, augmentation(config), 6, seed=1, start=6, rank=rank, ranks=ranks))
+        return [next(stream) for _ in range(2)]
+
+    alone = first_two(0, 1)
+    parts = [first_two(rank, 3) for rank in range(3)]
+    for k, batch in enumerate(alone):
+        assert batch.ids == [name for part in parts for name in part[k].ids]
+        assert torch.equal(batch.strong, torch.cat([part[k].strong for part in parts]))

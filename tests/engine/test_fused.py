@@ -1,0 +1,97 @@
+"""The fused engine computes what the plain one does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cosa_fast.config import Config
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
+from cosa_fast.fused_engine import FusedEngine
+
+CLASSES = 5  # of the tiny data set
+CPU = torch.device("cpu")
+
+
+def relative(found: EngineBase, expected: EngineBase) -> float:
+    """Difference of both networks' weights, relative to their norm."""
+    a, b = (
+        torch.cat([p.detach().flatten() for network in (e.student, e.teacher.model) for p in network.parameters()])
+        for e in (found, expected)
+    )
+    return float((a - b).norm() / b.norm())
+
+
+# Of a CNN only the first steps: where two tokens nearly tie, the maximum of its pooling soon tells the engines apart.
+@pytest.mark.parametrize(("backbone", "iterations", "cotrain_after"), [("vit", 50, 20), ("cnn", 3, 1)])
+def test_iterations_across_the_phases_agree(
+    backbone: str, iterations: int, cotrain_after: int, make_config: Callable[..., Config], batches: list[Batch]
+) -> None:
+    config = make_config(f"optim.cotrain_after={cotrain_after}", "optim.iterations=60", "optim.lr=1e-4")
+    if backbone == "cnn":
+        config = replace(config, model=replace(config.model, backbone="resnet10t", arguments={}, aux_layer=-1))
+    plain, fused = Engine(config, CLASSES, CPU), FusedEngine(config, CLASSES, CPU)
+    for iteration in range(iterations):
+        batch = batches[iteration % len(batches)]
+        expected, found = plain.step(batch), fused.step(batch)
+        fused.check()
+        assert expected.keys() == found.keys()
+        torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-4, atol=1e-5)
+    assert relative(fused, plain) < 1e-5
+
+
+@pytest.mark.parametrize("kinds", [(Engine, FusedEngine), (FusedEngine, Engine), (FusedEngine, FusedEngine)])
+def test_engines_read_each_others_state(
+    kinds: tuple[type[EngineBase], type[EngineBase]], make_config: Callable[..., Config], batches: list[Batch]
+) -> None:
+    config = make_config("optim.cotrain_after=2")
+    first, second = (kind(config, CLASSES, CPU) for kind in kinds)
+    for batch in batches[:3]:
+        first.step(batch)
+    second.load_state_dict(first.state_dict())
+    for batch in batches[:2]:
+        first.step(batch)
+        second.step(batch)
+    assert first.iteration == second.iteration == 5
+    assert relative(second, first) < (1e-7 if kinds[0] is kinds[1] else 1e-5)
+
+
+def test_half_precision_follows_single_precision(make_config: Callable[..., Config], batches: list[Batch]) -> None:
+    engines = [
+        FusedEngine(make_config("optim.cotrain_after=4", f"run.precision={name}"), CLASSES, CPU)
+        for name in ("fp32", "bf16")
+    ]
+    for iteration in range(12):
+        expected, found = (engine.step(batches[iteration % 4]) for engine in engines)
+        torch.testing.assert_close(found["loss"], expected["loss"], rtol=0.05, atol=0.02)
+    single, half = engines
+    assert next(half.online.parameters()).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.student.parameters())
+    for name, master in half.student.named_parameters():
+        if master.requires_grad:
+            assert torch.equal(half.online.get_parameter(name), master.to(torch.bfloat16)), name
+    assert relative(half, single) < 0.05
+
+
+def test_a_bad_number_stops_every_later_update(
+    make_config: Callable[..., Config], batches: list[Batch], same: Callable[[object, object], bool]
+) -> None:
+    engine = FusedEngine(make_config("optim.cotrain_after=0"), CLASSES, CPU)
+    engine.step(batches[0])
+    engine.check()
+    good = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    thresholds = [threshold.state_dict() for threshold in engine.thresholds]
+    moments = engine.state_dict()["optimizer"]
+    bad = batches[1].to("cpu")
+    bad.strong = bad.strong.clone()
+    bad.strong[0, 0, 3, 3] = float("nan")
+    engine.step(bad)
+    engine.step(batches[2])
+    with pytest.raises(NonFiniteLoss, match="iteration 1: cls is not finite"):
+        engine.check()
+    assert engine.iteration == 1
+    assert same(good, dict(engine.student.state_dict()))
+    assert same(thresholds, [threshold.state_dict() for threshold in engine.thresholds])
+    assert same(moments, engine.state_dict()["optimizer"])
