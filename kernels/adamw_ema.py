@@ -8,7 +8,8 @@ No backward. Five (n,) float32 buffers are read and four written, once each: 20 
 16-bit gradients, 2 more per bfloat16 copy; arithmetic is nothing beside that. So: one program per block of elements,
 vector loads where the buffers start at multiples of 16 bytes. Multiplier and decay of an element come from a table of
 at most 64 groups: the program counts the groups that end before its block, and compares its elements only with the ends
-inside the block, usually none. `step` is counted up by a launch before: every program reads the same t.
+inside the block, usually none. `step` is counted up by a launch before: every program reads the same t. With `enabled`
+False nothing is read, written or counted.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def _adamw_ema_kernel(
     multiplier_ptr,  # (), (groups,) or (n,) any float, by MULTIPLIER
     decay_ptr,  # (), (groups,) or (n,) any float, by DECAY
     momentum_ptr,  # () any float
+    enabled_ptr,  # () bool: whether anything happens; None: it does
     ends_ptr,  # (groups,) int64, ascending: where the groups end; None: no groups
     size,
     groups,
@@ -91,6 +93,8 @@ def _adamw_ema_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = start + tl.arange(0, BLOCK)
     inside = offset < size
+    if enabled_ptr is not None:
+        inside &= tl.load(enabled_ptr) != 0  # what is masked out moves no bytes
     gradient = tl.load(gradients_ptr + offset * gradients_stride, mask=inside, other=0.0).to(tl.float32)
     exp_avg = tl.load(exp_avg_ptr + offset * exp_avg_stride, mask=inside, other=0.0).to(tl.float32)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + offset * exp_avg_sq_stride, mask=inside, other=0.0).to(tl.float32)
@@ -139,11 +143,12 @@ def _run(
     segments: Tensor | None,
     parameters_bf16: Tensor | None,
     ema_bf16: Tensor | None,
+    enabled: Tensor | None,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> None:
-    step += 1
+    step += 1 if enabled is None else enabled
     buffers: dict[str, Tensor | None] = {
         "parameters": parameters,
         "gradients": gradients,
@@ -169,6 +174,7 @@ def _run(
         step_ptr=step,
         lr_ptr=lr,
         momentum_ptr=momentum,
+        enabled_ptr=enabled,
         size=len(parameters),
         groups=groups,
         eps=eps,
@@ -217,13 +223,14 @@ def _update(
     segments: Tensor | None,
     parameters_bf16: Tensor | None,
     ema_bf16: Tensor | None,
+    enabled: Tensor | None,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> None:
     _run(
         parameters, gradients, exp_avg, exp_avg_sq, ema, step, lr, multiplier, decay, momentum, segments,
-        parameters_bf16, ema_bf16, beta1, beta2, eps,
+        parameters_bf16, ema_bf16, enabled, beta1, beta2, eps,
     )  # fmt: skip
 
 
@@ -242,6 +249,7 @@ def _(
     segments: Tensor | None,
     parameters_bf16: Tensor | None,
     ema_bf16: Tensor | None,
+    enabled: Tensor | None,
     beta1: float,
     beta2: float,
     eps: float,
@@ -267,6 +275,7 @@ def adamw_ema_(
     segments: Tensor | None = None,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
+    enabled: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
     """One AdamW step (decoupled decay), then the EMA of the new weights Θ' ← mΘ' + (1−m)Θ; all in place.
@@ -282,6 +291,7 @@ def adamw_ema_(
         segments: (G,) int64, G ≤ 64: where G groups of elements end in the buffers, ascending, the last at n. Group g
             is the elements from segments[g − 1] (0 for the first) to segments[g] − 1.
         parameters_bf16, ema_bf16: (n,) bfloat16 copies of the results, written where given.
+        enabled: () bool tensor; where it holds False nothing is updated, written or counted, whatever the gradients.
 
     Raises:
         ValueError: wrong shape, dtype or device; a parameter out of its range; more than 64 groups.
@@ -294,6 +304,7 @@ def adamw_ema_(
     checks.check_optional("parameters_bf16", parameters_bf16, "n", "bfloat16")
     checks.check_optional("ema_bf16", ema_bf16, "n", "bfloat16")
     checks.check_optional("segments", segments, "G", "int64")
+    checks.check_optional("enabled", enabled, "", "bool")
     if segments is not None and len(segments) > MAX_GROUPS:
         raise fail("segments", f"{len(segments)} groups", f"at most {MAX_GROUPS}")
     for name, value in {"lr": lr, "lr_multiplier": lr_multiplier, "weight_decay": weight_decay}.items():
@@ -316,7 +327,7 @@ def adamw_ema_(
         numbers = (_number_on(parameters.device, value) for value in (lr, lr_multiplier, weight_decay, momentum))
         _update(
             parameters, gradients, exp_avg, exp_avg_sq, ema, step, *numbers, segments, parameters_bf16, ema_bf16,
-            float(betas[0]), float(betas[1]), float(eps),
+            enabled, float(betas[0]), float(betas[1]), float(eps),
         )  # fmt: skip
         return
     reference.adamw_ema_(
@@ -335,4 +346,5 @@ def adamw_ema_(
         segments=segments,
         parameters_bf16=parameters_bf16,
         ema_bf16=ema_bf16,
+        enabled=enabled,
     )

@@ -297,8 +297,10 @@ def adamw_ema_(
     segments: Tensor | None = None,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
+    enabled: Tensor | None = None,
 ) -> None:
-    """One AdamW step with decoupled decay, then Θ' ← mΘ' + (1−m)Θ, in place on flat float32 buffers."""
+    """One AdamW step with decoupled decay, then Θ' ← mΘ' + (1−m)Θ, in place on flat float32 buffers; nothing where
+    `enabled` holds False."""
     if segments is not None:
         elements = torch.arange(len(parameters), device=segments.device)
         group = torch.bucketize(elements, segments, right=True).clamp_(max=len(segments) - 1)
@@ -306,8 +308,10 @@ def adamw_ema_(
             option[group] if isinstance(option, Tensor) and option.ndim else option
             for option in (lr_multiplier, weight_decay)
         )
-    step += 1
     gradients = gradients.float()
+    done = [parameters, exp_avg, exp_avg_sq, ema, step]
+    before = [] if enabled is None else [tensor.clone() for tensor in done]
+    step += 1
     beta1, beta2 = betas
     exp_avg.lerp_(gradients, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
@@ -319,6 +323,9 @@ def adamw_ema_(
     parameters.sub_(parameters * (rate * weight_decay))
     parameters.sub_(rate * (exp_avg / correction1) / denominator)
     ema.add_((parameters - ema) * (1 - momentum))
+    if enabled is not None:
+        for tensor, old in zip(done, before, strict=True):
+            tensor.copy_(torch.where(enabled, tensor, old))
     if parameters_bf16 is not None:
         parameters_bf16.copy_(parameters)
     if ema_bf16 is not None:

@@ -161,7 +161,7 @@ def test_slices_at_any_offset_and_step_are_updated_in_place(kernel_device: torch
 def arguments_of(state: dict[str, Any], gradients: Tensor, **optional: Tensor) -> tuple[Any, ...]:
     """The operator's arguments, in order."""
     numbers = [torch.full((), value, device=gradients.device) for value in (0.1, 1.0, 0.01, 0.9)]
-    copies = [optional.get(name) for name in ("segments", "parameters_bf16", "ema_bf16")]
+    copies = [optional.get(name) for name in ("segments", "parameters_bf16", "ema_bf16", "enabled")]
     buffers = [state[name] for name in BUFFERS]
     return (buffers[0], gradients, *buffers[1:], state["step"], *numbers, *copies, 0.9, 0.999, 1e-8)
 
@@ -171,6 +171,28 @@ def test_nothing_is_copied_or_read_back(kernel_device: torch.device) -> None:
     views = {name: value[3:40] if value.ndim else value for name, value in larger.items()}
     segments = torch.tensor([10, 37], device=kernel_device)
     assert_no_copies(lambda: _run(*arguments_of(views, gradients, segments=segments)))
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_disabled_steps_change_nothing_whatever_the_gradients(kernel_device: torch.device, backend: str) -> None:
+    start = state_of(37, kernel_device)
+    enabled = torch.tensor(True, device=kernel_device)
+    plain, state = copied(start), copied(start)
+    copies = [torch.zeros(37, dtype=torch.bfloat16, device=kernel_device) for _ in range(2)]
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "backend": backend}
+    gradients = gradients_of(37, device=kernel_device)
+    adamw_ema_(gradients=gradients, **options, **plain)
+    adamw_ema_(
+        gradients=gradients, enabled=enabled, parameters_bf16=copies[0], ema_bf16=copies[1], **options, **state
+    )  # fmt: skip
+    written = [copy.clone() for copy in copies]
+    bad = torch.full((37,), torch.nan, device=kernel_device)
+    adamw_ema_(
+        gradients=bad, enabled=~enabled, parameters_bf16=copies[0], ema_bf16=copies[1], **options, **state
+    )  # fmt: skip
+    assert all(torch.equal(state[name], plain[name]) for name in state)
+    assert all(torch.equal(copy, kept) for copy, kept in zip(copies, written, strict=True))
+    torch.testing.assert_close(copies[0].float(), plain["parameters"], rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.999999])
