@@ -24,9 +24,11 @@ setup(
     ],
     extras_require={
         "coco": ["pycocotools>=2.0.8"],
+        "bench": ["matplotlib>=3.9", "scikit-learn>=1.5"],
         "crf": ["pydensecrf2>=1.1"],
         "dev": [
             "pycocotools>=2.0.8",
+            "pydensecrf2>=1.1",
             "pytest>=8",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",

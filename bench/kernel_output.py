@@ -28,10 +28,10 @@ def machine(device: torch.device) -> Row:
     """What the figures were taken on, with which versions, and when."""
     facts: Row = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": manifest._commit(),
+        "commit": manifest.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": manifest._version("triton"),
+        "triton": manifest.package_version("triton"),
         "machine": platform.machine(),
         "gpu": None,
     }

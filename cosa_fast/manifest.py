@@ -19,9 +19,9 @@ def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, An
     """The manifest as a dictionary; `extra` is added as it is (data fingerprint, counts)."""
     return {
         "cosa_fast": cosa_fast.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
@@ -39,14 +39,15 @@ def write(path: Path, manifest: dict[str, Any]) -> None:
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the source tree, with "+changes" where it differs; None where the package was installed without
     its repository."""
     root = Path(__file__).resolve().parent.parent

@@ -113,6 +113,26 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
     checkpoint.load(newest)
 
 
+@pytest.mark.slow
+def test_sigterm_saves_once_for_all_ranks(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config("optim.batch_size=2", "optim.iterations=100000", "run.checkpoint_every=90000")
+    run = Path(config.run.output) / config.run.name
+    process = subprocess.Popen(
+        torchrun(2, *command_of_run(config, tmp_path)),
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    log = run / "log.jsonl"
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert output.count("stopped by a signal at iteration") == 1, output
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    assert checkpoint.load(newest)["iteration"] == int(newest.stem)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(UserError, match=r"optim\.batch_size = 6 cannot be shared by 4 processes"):
         Ranks(0, 4, 0).share(6)
