@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
+from .device import log1p
 from .launch_table import Configuration
 from .perplexity import distance, keep_inside
 from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
@@ -85,16 +86,6 @@ def _scores(
             rows_j = _rows(features_ptr, j, columns, width, WHOLE)
             scores = tl.dot(rows_i, tl.trans(rows_j), scores, input_precision="ieee")
     return scores * inverse_temperature
-
-
-@triton_jit
-def _log1p(x):
-    """log(1 + x) for x in [0, 1] = 2 artanh(x / (2 + x)): relative error near 1e-7, also where 1 + x rounds to 1."""
-    z = x / (2.0 + x)
-    z2 = z * z
-    series = 1.0 / 9 + z2 * (1.0 / 11 + z2 * (1.0 / 13))
-    series = 1.0 + z2 * (1.0 / 3 + z2 * (1.0 / 5 + z2 * (1.0 / 7 + z2 * series)))
-    return 2.0 * z * series
 
 
 @triton_jit
@@ -272,7 +263,7 @@ def _loss_kernel(
         positive = (label_i[:, None] == label_j[None, :]) & (of_i[:, None] != of_j[None, :])
         margin = logsumexp[:, None] - scores
         small = tl.exp(-tl.abs(margin))
-        loss += tl.sum(tl.where(positive, tl.maximum(margin, 0.0) + _log1p(small), 0.0), 1)
+        loss += tl.sum(tl.where(positive, tl.maximum(margin, 0.0) + log1p(small), 0.0), 1)
         pull += tl.sum(tl.where(positive, tl.where(margin >= 0, 1.0, small) / (1.0 + small), 0.0), 1)
     within = of_i < capacity
     tl.store(statistics_ptr + size + i, logsumexp, mask=within)

@@ -2,7 +2,7 @@
 
 d = (ν − ξ)/(1 − ξ) where ν ≥ ξ and (ξ − ν)/ξ below, kept in [1e-4, 1]. Backward: dP/dν = −β·[−log(α·d)]^(β−1)·d'/d,
 d' = 1/(1 − ξ) above, −1/ξ below, 0 where d is cut off. Moves 4 bytes in and 4 out per float32 element, one logarithm.
-`reliability` is the device function 1/P that the losses share.
+`reliability` is 1/P as the cross entropy needs it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from . import reference
 from .launch_table import Configuration
 from .runtime import ceil_div, four_axes, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
 from .validation import check_perplexity, check_threshold, fail
+
+LOG2E: Any = tl.constexpr(1.4426950408889634)
 
 
 @triton_jit
@@ -33,13 +35,18 @@ def distance(confidence, threshold):
 
 
 @triton_jit
-def reliability(confidence, threshold, alpha, beta, UNIT: tl.constexpr):
-    """r = 1/P = [−log(α·d)]^(−β); UNIT (β = 0): 1."""
+def reliability(confidence, foreground, threshold, alpha, beta, UNIT: tl.constexpr, PLAIN: tl.constexpr):
+    """r = 1/P = [−log(α·d)]^(−β), foreground where ν ≥ ξ; UNIT says that β is 0, PLAIN that it is 1.
+
+    One division and a base-2 logarithm: `distance` and a general power would cost as much as all classes of VOC.
+    """
     if UNIT:
         result = tl.full(confidence.shape, 1.0, tl.float32)
     else:
-        d = tl.minimum(tl.maximum(distance(confidence, threshold), 1e-4), 1.0)
-        result = tl.exp(-beta * tl.log(-tl.log(alpha * d)))
+        slope = tl.where(foreground, 1.0 / (1.0 - threshold), -1.0 / threshold)
+        d = tl.minimum(tl.maximum((confidence - threshold) * slope, 1e-4), 1.0)
+        logarithm = tl.log2(alpha * d) * (-1.0 / LOG2E)
+        result = 1.0 / logarithm if PLAIN else tl.exp2(-beta * tl.log2(logarithm))
     return result
 
 

@@ -40,8 +40,8 @@ from torch import Tensor
 
 from . import reference
 from .launch_table import Configuration
-from .perplexity import keep_inside
-from .runtime import HAS_TRITON, ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .perplexity import LOG2E, keep_inside, reliability
+from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
 from .sums import balanced_loss
 from .validation import (
     TensorChecks,
@@ -52,12 +52,10 @@ from .validation import (
     check_threshold,
 )
 
-_constant: Any = tl.constexpr if HAS_TRITON else float
-LOG2E: Any = _constant(1.4426950408889634)
-UNUSED: Any = _constant(1e30)  # the normaliser of tiles that nothing uses: probabilities are 0 there
+UNUSED: Any = tl.constexpr(1e30)  # the normaliser of tiles that nothing uses: probabilities are 0 there
 # The shift of the exponentials is the background's logit, and only where a sum exceeds this the largest: beyond,
 # float32 would round the difference too coarsely, or overflow.
-LARGEST_SUM: Any = _constant(2.0**48)
+LARGEST_SUM: Any = tl.constexpr(2.0**48)
 
 
 @triton_jit
@@ -117,20 +115,6 @@ def _upsampled_block(
 
 
 @triton_jit
-def _reliability(confidence, foreground, threshold, alpha, beta, UNIT: tl.constexpr, PLAIN: tl.constexpr):
-    """r = 1/P as `perplexity.reliability`, but without divisions by ξ and, at β = 1, without powers: those would cost
-    as many instructions per pixel as 20 classes. `foreground` is ν ≥ ξ; PLAIN: β = 1."""
-    if UNIT:
-        result = tl.full(confidence.shape, 1.0, tl.float32)
-    else:
-        slope = tl.where(foreground, 1.0 / (1.0 - threshold), -1.0 / threshold)
-        d = tl.minimum(tl.maximum((confidence - threshold) * slope, 1e-4), 1.0)
-        logarithm = tl.log2(alpha * d) * (-1.0 / LOG2E)
-        result = 1.0 / logarithm if PLAIN else tl.exp2(-beta * tl.log2(logarithm))
-    return result
-
-
-@triton_jit
 def _read_target(
     target, confidence_ptr, category_ptr, threshold_ptr, image, rows, columns, present, classes,
     confidence0, confidence1, confidence2, confidence3,
@@ -153,7 +137,7 @@ def _read_target(
     else:
         foreground = above
     label = tl.where(usable, tl.where(foreground, category.to(tl.int32), 0), -1)
-    return label, tl.where(usable, _reliability(confidence, above, threshold, alpha, beta, UNIT, PLAIN), 0.0)
+    return label, tl.where(usable, reliability(confidence, above, threshold, alpha, beta, UNIT, PLAIN), 0.0)
 
 
 @triton_jit

@@ -35,7 +35,10 @@ if importlib.util.find_spec("triton") is not None:
 else:  # platforms without Triton: the kernels can still be imported, and read, but not run
 
     class _NoTriton:
-        constexpr = None
+        @staticmethod
+        def constexpr(value: Any) -> Any:
+            """Constants of kernels are made at import."""
+            return value
 
     tl = _NoTriton()
     HAS_TRITON = False

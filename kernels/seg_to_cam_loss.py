@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
-from .device import bilinear_tap
+from .device import bilinear_tap, log1p
 from .launch_table import Configuration
 from .present_classes import present_classes
 from .runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
@@ -38,20 +38,11 @@ LARGEST = 3e38  # of float32, for 1/τ
 
 
 @triton_jit
-def _log1p(e):
-    """log(1 + e) for e in [0, 1], exact to 1e-7 relative where log(1 + e) would lose small e: 2·artanh(e/(2 + e))."""
-    s = e / (2.0 + e)
-    z = s * s
-    series = 2.0 / 9.0 + z * (2.0 / 11.0 + z * (2.0 / 13.0))
-    return s * (2.0 + z * (2.0 / 3.0 + z * (2.0 / 5.0 + z * (2.0 / 7.0 + z * series))))
-
-
-@triton_jit
 def _cross_entropy(cam, target, RELU: tl.constexpr):
     """Binary cross entropy of σ(x) against the target, x = M or max(M, 0), and its derivative by M."""
     x = tl.maximum(cam, 0.0) if RELU else cam
     e = tl.exp(-tl.abs(x))
-    loss = tl.maximum(x, 0.0) - x * target + _log1p(e)
+    loss = tl.maximum(x, 0.0) - x * target + log1p(e)
     gradient = tl.where(x >= 0.0, 1.0, e) / (1.0 + e) - target
     if RELU:
         gradient = tl.where(cam > 0.0, gradient, 0.0)
