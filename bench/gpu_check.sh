@@ -25,7 +25,17 @@ part() { # part NAME SECONDS COMMAND...: run under a limit, remember status and 
 }
 
 : >"$OUT/parts.jsonl"
-part tests 170 "$PYTHON" -m pytest -m gpu -q --junitxml="$OUT/tests.xml"
+rm -rf "$OUT/tests"
+# A process per file: most of the time goes into compiling kernels, on cores that would otherwise idle.
+gpu_tests() {
+    local files
+    mapfile -t files < <(find tests -name 'test_*.py' -print0 | xargs -0 grep -lE 'mark\.gpu|kernel_device' | sort)
+    printf '%s\n' "${files[@]}" | xargs -P 8 -I{} bash -c \
+        'log=$1/$(basename {} .py); timeout 160 "$2" -m pytest -m gpu -q {} --junitxml="$log.xml" >"$log.log" 2>&1' _ "$1" "$2"
+}
+export -f gpu_tests
+mkdir -p "$OUT/tests"
+part tests 170 bash -c 'gpu_tests "$@"' _ "$OUT/tests" "$PYTHON"
 part kernels 130 "$PYTHON" bench/kernels.py --quick --out "$OUT/kernels.json"
 part throughput 130 "$PYTHON" bench/throughput.py voc.yaml --batch-sizes 16 4 --windows 3 --steps 5 --out "$OUT/throughput.json"
 part losses 30 "$PYTHON" bench/throughput.py voc.yaml --losses-only --batch-sizes 16 --windows 5 --out "$OUT/losses.json"

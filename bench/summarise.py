@@ -12,15 +12,20 @@ from cosa_fast import manifest
 from cosa_fast.config import Config
 
 
-def count_tests(path: Path) -> dict[str, Any] | None:
-    """Numbers of tests, and the names of those that failed, from JUnit's XML."""
-    if not path.is_file():
-        return None
-    suite = ElementTree.parse(path).getroot().find("testsuite")
-    assert suite is not None
-    failed = [f"{case.get('classname')}.{case.get('name')}" for case in suite if case.find("failure") is not None]
-    numbers = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    return {**numbers, "failed": failed}
+def count_tests(folder: Path) -> dict[str, Any]:
+    """Numbers of tests and the names of those that failed, from the JUnit XML of each file; `unfinished` are the files
+    that left none."""
+    counts: dict[str, Any] = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    failed = []
+    for path in sorted(folder.glob("*.xml")):
+        suite = ElementTree.parse(path).getroot().find("testsuite")
+        assert suite is not None
+        for name in counts:
+            counts[name] += int(suite.get(name, 0))
+        bad = (case for case in suite if case.find("failure") is not None or case.find("error") is not None)
+        failed += [f"{case.get('classname')}.{case.get('name')}" for case in bad]
+    unfinished = sorted(log.stem for log in folder.glob("*.log") if not log.with_suffix(".xml").is_file())
+    return {**counts, "failed": failed, "unfinished": unfinished}
 
 
 def main(folder: Path, output: Path) -> None:
@@ -29,7 +34,7 @@ def main(folder: Path, output: Path) -> None:
     summary: dict[str, Any] = {
         "machine": manifest.describe(Config(), device),
         "parts": parts,
-        "tests": count_tests(folder / "tests.xml"),
+        "tests": count_tests(folder / "tests"),
     }
     for name in ("kernels", "throughput", "losses", "training"):
         path = folder / f"{name}.json"

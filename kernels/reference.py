@@ -309,23 +309,25 @@ def adamw_ema_(
             for option in (lr_multiplier, weight_decay)
         )
     gradients = gradients.float()
-    done = [parameters, exp_avg, exp_avg_sq, ema, step]
-    before = [] if enabled is None else [tensor.clone() for tensor in done]
-    step += 1
     beta1, beta2 = betas
-    exp_avg.lerp_(gradients, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+    # Disabled is a step of rate 0 with gradient 0: cheaper than keeping the old values.
+    on: float | Tensor = 1.0
+    follow: float | Tensor = 1 - beta1
+    decay: float | Tensor = beta2
+    if enabled is not None:
+        on, gradients = enabled.double(), gradients.where(enabled, 0)
+        follow, decay = (on * follow).to(exp_avg.dtype), torch.where(enabled, beta2, 1.0)
+    step += 1 if enabled is None else enabled
+    exp_avg.lerp_(gradients, follow)
+    exp_avg_sq.mul_(decay).addcmul_(gradients, gradients, value=1 - beta2)
     # 1 − β₂^t starts at 1e-3: taken in float64, as float32 would lose four digits of it.
-    correction1, correction2 = (1 - beta ** step.double() for beta in betas)
+    correction1, correction2 = (1 - beta ** step.double().clamp(min=1) for beta in betas)
     denominator = (exp_avg_sq / correction2).sqrt_().add_(eps)
-    rate = lr * lr_multiplier
+    rate = lr * lr_multiplier * on
     # Not Θ·(1 − ηλ): 1 − 6e-7 has one digit of ηλ left in float32.
     parameters.sub_(parameters * (rate * weight_decay))
     parameters.sub_(rate * (exp_avg / correction1) / denominator)
-    ema.add_((parameters - ema) * (1 - momentum))
-    if enabled is not None:
-        for tensor, old in zip(done, before, strict=True):
-            tensor.copy_(torch.where(enabled, tensor, old))
+    ema.add_((parameters - ema) * ((1 - momentum) * on))
     if parameters_bf16 is not None:
         parameters_bf16.copy_(parameters)
     if ema_bf16 is not None:
