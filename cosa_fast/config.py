@@ -138,8 +138,13 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps. `backend`: of
-    the kernels (auto: Triton on CUDA, plain PyTorch elsewhere)."""
+    """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps.
+
+    `engine`: the fused step, or the plain one it is held against. `backend`: of the kernels (auto: Triton on CUDA,
+    plain PyTorch elsewhere). `precision`: of both networks' arithmetic (auto: bf16 on a GPU that has it). `compile`:
+    blocks by torch.compile (auto: on CUDA). `capture`: steps in CUDA graphs (auto: on CUDA, where nothing needs the
+    host).
+    """
 
     name: str = "voc"
     output: str = "runs"
