@@ -42,7 +42,8 @@ class DataConfig:
 class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `aux_layer`: block of F†, counted from the end (None: no
     auxiliary head).
-    `arguments` go to timm.create_model. `detach`: gradient switch of the guided CAM."""
+    `arguments` go to timm.create_model. `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: for small
+    GPUs, ON's backbone computes its blocks again in the backward pass instead of keeping what is inside them."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
@@ -51,6 +52,7 @@ class ModelConfig:
     decoder_width: int = bounded(512, low=1)
     decoder_dilation: int = bounded(5, low=1)
     detach: Literal["none", "features", "weights", "both"] = "none"
+    checkpoint_blocks: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ conv_head and its batch norm); F† is the output of an earlier stage of the sam
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from cosa_fast import torchvision_compat  # noqa: F401  (must come before timm)
 
@@ -74,15 +75,19 @@ class Encoder(nn.Module):
     `aux_layer`: negative, None for no F†. ViT: block, counted from the end (-1 = last). CNN: stage among those with the
     stride of the grid, counted from the end; further back means the earliest of them. `aux_name` names what was taken.
 
+    `checkpoint_blocks`: in training mode keep only what the blocks (CNN: the blocks of each stage) receive, and compute
+    their insides again in the backward pass: less memory for one more forward pass, and the same gradients.
+
     Attributes: stride (pixels per token), width (channels of F), width_aux (of F†, or None).
-    UserError: aux_layer out of range; a backbone whose grid is not as expected.
+    UserError: aux_layer out of range; a backbone whose grid is not as expected, or that cannot recompute its blocks.
     """
 
     backbone: Any
 
-    def __init__(self, backbone: nn.Module, aux_layer: int | None) -> None:
+    def __init__(self, backbone: nn.Module, aux_layer: int | None, checkpoint_blocks: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.checkpoint_blocks = False
         self.is_vit = _is_vit(backbone)
         self.stride = _patch_size(backbone) if self.is_vit else CNN_STRIDE
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0)) if self.is_vit else 0
@@ -96,6 +101,9 @@ class Encoder(nn.Module):
         position_embedding = getattr(backbone, "pos_embed", None)
         if isinstance(position_embedding, nn.Parameter):
             position_embedding.requires_grad_(False)
+        if checkpoint_blocks:
+            self._require_recomputation()
+            self.checkpoint_blocks = True
         self.train(self.training)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -122,8 +130,27 @@ class Encoder(nn.Module):
                 module.eval()
         return self
 
+    def _require_recomputation(self) -> None:
+        """UserError unless the backbone can recompute its blocks, and does so where F and F† come from."""
+        refusal = (
+            f"model.checkpoint_blocks: {type(self.backbone).__name__} cannot recompute its blocks; set it to false, "
+            "or take a ViT, ResNet, EfficientNet or ConvNeXt"
+        )
+        self.backbone.eval()  # random layers stay out of it
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise UserError(refusal) from error
+        with torch.enable_grad():
+            features, _ = self(self._probe_image())
+            called = _modules_called_by(lambda: torch.autograd.grad(features.sum(), _leaves(features)))
+        if not called:
+            raise UserError(refusal)
+
     def _run(self, images: Tensor, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         output_format = "NLC" if self.is_vit else "NCHW"
+        if self.checkpoint_blocks:
+            self.backbone.set_grad_checkpointing(self.training and torch.is_grad_enabled())
         return self.backbone.forward_intermediates(images, indices=indices, norm=False, output_fmt=output_format)
 
     def _probe_image(self) -> Tensor:
@@ -219,3 +246,14 @@ def _leaves(output: Tensor) -> set[Tensor]:
             leaves.add(variable)
         stack.extend(parent for parent, _ in node.next_functions)
     return leaves
+
+
+def _modules_called_by(action: Callable[[], object]) -> list[nn.Module]:
+    """The modules, of any network, whose forward pass runs during `action`."""
+    called: list[nn.Module] = []
+    hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
+    try:
+        action()
+    finally:
+        hook.remove()
+    return called

@@ -150,9 +150,10 @@ def compiles(config: Config, device: torch.device) -> bool:
 
 
 def captures(config: Config, device: torch.device) -> bool:
-    """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, and
-    plain kernels."""
+    """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, plain
+    kernels, and recomputed blocks (they save the state of the random generators, which a capture forbids)."""
     possible = config.loss.guidance == "teacher" and config.run.backend != "reference"
+    possible = possible and not config.model.checkpoint_blocks
     return config.run.capture == "auto" and device.type == "cuda" and possible
 
 

@@ -113,10 +113,10 @@ def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
     """
     if config.weights == "hub":
         backbone, report = pretrained_backbone(config.backbone, config.arguments)
-        model = CoSANet(Encoder(backbone, config.aux_layer), num_classes, config)
+        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
     else:
         backbone = create_backbone(config.backbone, config.arguments)
-        model = CoSANet(Encoder(backbone, config.aux_layer), num_classes, config)
+        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
         report = _load_file(config, model)
     logger.info("%s: %s; %s", config.backbone, report, _describe(model.encoder))
     return model

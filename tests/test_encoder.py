@@ -11,6 +11,7 @@ from torch import nn
 from cosa_fast import torchvision_compat  # noqa: F401
 from cosa_fast.encoder import Encoder, create_backbone
 from cosa_fast.errors import UserError
+from cosa_fast.inference import inference
 
 import timm  # isort: skip
 
@@ -179,3 +180,79 @@ def test_importing_the_model_works_in_a_fresh_process_whatever_torchvision_is_in
     script = "import cosa_fast.model, torchvision.transforms, timm; print(timm.__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "timm\n", done.stderr
+
+
+TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3}
+# name, arguments, where the blocks are
+RECOMPUTED = [("vit_tiny_patch16_224", TINY_VIT, "blocks"), ("resnet10t", {}, "layer2")]
+
+
+def gradients_and_calls(
+    name: str, arguments: dict, blocks: str, checkpoint_blocks: bool
+) -> tuple[dict[str, torch.Tensor], int]:
+    """All gradients of a training step, and how often the first block's forward ran in it."""
+    torch.manual_seed(0)
+    encoder = Encoder(create_backbone(name, arguments), -2, checkpoint_blocks).train()
+    calls = []
+    encoder.backbone.get_submodule(blocks)[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.manual_seed(1)
+    features, features_aux = encoder(torch.randn(2, 3, 64, 64))
+    (features.square().sum() + features_aux.square().sum()).backward()
+    named = encoder.named_parameters()
+    return {key: parameter.grad for key, parameter in named if parameter.grad is not None}, len(calls)
+
+
+@pytest.mark.parametrize(("name", "arguments", "blocks"), RECOMPUTED)
+def test_recomputed_blocks_run_twice_and_give_the_same_gradients(name, arguments, blocks):
+    """Also where blocks are random: the second run draws what the first one drew."""
+    kept, once = gradients_and_calls(name, arguments, blocks, False)
+    recomputed, twice = gradients_and_calls(name, arguments, blocks, True)
+    assert (once, twice) == (1, 2)
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.equal(recomputed[key], gradient) for key, gradient in kept.items())
+
+
+def test_recomputed_blocks_may_be_compiled():
+    gradients = []
+    for checkpoint_blocks in (False, True):
+        torch.manual_seed(0)
+        encoder = Encoder(create_backbone("vit_tiny_patch16_224", TINY_VIT), -2, checkpoint_blocks).train()
+        for block in encoder.backbone.blocks:
+            block.compile(dynamic=False, backend="aot_eager")
+        torch.manual_seed(1)
+        encoder(torch.randn(2, 3, 64, 64))[0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters() if parameter.grad is not None])
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize(("name", "arguments", "blocks"), RECOMPUTED)
+def test_blocks_are_recomputed_in_training_only_also_after_an_evaluation(name, arguments, blocks):
+    encoder = Encoder(create_backbone(name, arguments), -2, checkpoint_blocks=True).train()
+    images = torch.randn(1, 3, 64, 64)
+    encoder(images)
+    assert encoder.backbone.grad_checkpointing
+    with inference(encoder):
+        encoder(images)
+        assert not encoder.backbone.grad_checkpointing
+    encoder(images)
+    assert encoder.backbone.grad_checkpointing
+    with torch.no_grad():
+        encoder(images)
+    assert not encoder.backbone.grad_checkpointing
+
+
+def refuse(self: nn.Module, enable: bool = True) -> None:
+    assert not enable, "gradient checkpointing not supported"
+
+
+def ignore(self: nn.Module, enable: bool = True) -> None:
+    pass
+
+
+@pytest.mark.parametrize("setting", [refuse, ignore])
+def test_a_backbone_that_cannot_recompute_its_blocks_is_told_in_one_line(setting, monkeypatch):
+    backbone = create_backbone("resnet10t", {})
+    monkeypatch.setattr(type(backbone), "set_grad_checkpointing", setting)
+    with pytest.raises(UserError, match=r"model\.checkpoint_blocks: ResNet cannot recompute") as caught:
+        Encoder(backbone, -1, checkpoint_blocks=True)
+    assert "\n" not in str(caught.value)
