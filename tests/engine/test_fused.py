@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_support import aten_operators
 
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
 from cosa_fast.fused_engine import FusedEngine
+from cosa_fast.kernels.runtime import record_launches
 
 CLASSES = 5  # of the tiny data set
 CPU = torch.device("cpu")
@@ -95,3 +97,16 @@ def test_a_bad_number_stops_every_later_update(
     assert same(good, dict(engine.student.state_dict()))
     assert same(thresholds, [threshold.state_dict() for threshold in engine.thresholds])
     assert same(moments, engine.state_dict()["optimizer"])
+
+
+@pytest.mark.parametrize("cotrain_after", [0, 100])
+def test_a_step_never_asks_the_device_for_a_value(
+    cotrain_after: int, make_config: Callable[..., Config], batches: list[Batch]
+) -> None:
+    config = make_config(f"optim.cotrain_after={cotrain_after}", "optim.iterations=200", "run.backend=triton")
+    engine = FusedEngine(config, CLASSES, CPU)
+    with record_launches("sm_90"):  # kernels are collected, not run: the interpreter itself reads values
+        engine.step(batches[0])  # plans the optimiser's runs, once per phase
+        found = aten_operators(lambda: engine.step(batches[1]))
+    assert "_foreach_copy_" in found
+    assert not {"_local_scalar_dense", "item", "nonzero"} & set(found)
