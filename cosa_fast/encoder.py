@@ -143,7 +143,7 @@ class Encoder(nn.Module):
             raise UserError(refusal) from error
         with torch.enable_grad():
             features, _ = self(self._probe_image())
-            called = _modules_called_by(lambda: torch.autograd.grad(features.sum(), _leaves(features)))
+            called = _modules_called_by(lambda: torch.autograd.grad(features.sum(), list(_leaves(features))))
         if not called:
             raise UserError(refusal)
 
