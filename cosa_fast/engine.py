@@ -33,7 +33,7 @@ class EngineBase:
     """Online network, assignment network and thresholds, and what they learn from.
 
     `student` and `teacher.model` are the float32 networks; `iteration` counts the finished steps and alone decides
-    learning rate, phase, and (outside) the position in the data.
+    learning rate, phase, and (outside) the position in the data. `replayed_peak`: bytes that a captured step used.
     """
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -43,6 +43,7 @@ class EngineBase:
         self.device = device
         self.ranks = ranks
         self.iteration = 0
+        self.replayed_peak = 0
         self.student: CoSANet = build_model(config.model, num_classes).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -134,6 +134,8 @@ class _CapturedStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._metrics = self._engine.run(self._batch)
+        # Its memory stays with the graph, and no statistics of the allocator show it again.
+        self._engine.replayed_peak = torch.cuda.max_memory_allocated(self._engine.device)
 
 
 def compute_type(config: Config, device: torch.device) -> torch.dtype:

@@ -64,6 +64,10 @@ class RunLog:
         """The bar's figures, or a plain line where there is no terminal."""
         shown = {"loss": f"{values['loss']:.3f}", "img/s": f"{values['images_per_second']:.1f}"}
         shown |= {label: f"{values[name]:.2f}" for name, label in (("xi", "ξ"), ("xi_aux", "ξ†")) if name in values}
+        if "tflop_per_second" in values:
+            shown["TFLOP/s"] = f"{values['tflop_per_second']:.3g}"
+        if "peak_memory_mib" in values:
+            shown["MiB"] = f"{values['peak_memory_mib']:.0f}"
         if self._terminal:
             self._bar.set_postfix(shown)
             return
@@ -100,29 +104,40 @@ class SilentLog(RunLog):
 
 
 class StepTimer:
-    """Images per second and the share of time spent waiting for data, since the last read."""
+    """Speed, the share of time spent waiting for data, and the peak of a GPU's memory, since the last read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._start = time.perf_counter()
         self._waited = 0.0
         self._steps = 0
+        self._flops: float | None = 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
-    def waited(self, seconds: float) -> None:
-        """One step has ended, `seconds` of it spent waiting for its batch."""
+    def waited(self, seconds: float, flops: int | None = None) -> None:
+        """One step of `flops` (None: unknown) has ended, `seconds` of it spent waiting for its batch."""
         self._waited += seconds
         self._steps += 1
+        self._flops = None if self._flops is None or flops is None else self._flops + flops
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        """{images_per_second, seconds_per_iteration, data_wait}; starts anew."""
+    def read(self, batch_size: int, replayed_peak: int = 0) -> dict[str, float]:
+        """{images_per_second, seconds_per_iteration, data_wait}; starts anew. Also tflop_per_second, over all ranks,
+        where the steps' FLOPs are known, and on a GPU peak_memory_mib, of this rank's tensors; `replayed_peak`: bytes
+        that replays of a captured step use unseen by the allocator's statistics."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - self._start
-        steps, waited = self._steps, self._waited
-        self.__init__()  # type: ignore[misc]
+        steps, waited, flops = self._steps, self._waited, self._flops
+        extra = {} if flops is None else {"tflop_per_second": flops / elapsed / 1e12}
+        if self._device.type == "cuda":
+            extra["peak_memory_mib"] = max(torch.cuda.max_memory_allocated(self._device), replayed_peak) / 2**20
+        self.__init__(self._device)  # type: ignore[misc]
         return {
             "images_per_second": steps * batch_size / elapsed,
             "seconds_per_iteration": elapsed / max(steps, 1),
             "data_wait": waited / elapsed,
+            **extra,
         }
 
 

@@ -1,4 +1,4 @@
-"""Train: `python -m cosa_fast.train voc.yaml [key=value ...] [--resume auto]`."""
+"""Train: `python -m cosa_fast.train voc.yaml [key=value ...] [--resume auto] [--profile N]`."""
 
 import argparse
 
@@ -16,10 +16,13 @@ def main(argv: list[str] | None = None) -> int:
         "--resume", metavar="auto|CHECKPOINT", help="continue the run from its newest or a given checkpoint"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
+    parser.add_argument(
+        "--profile", type=int, metavar="N", help="profile N iterations into runs/NAME/profile: trace.json and top.txt"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
     if summary.results:
         finish(summary, config)
         for name, result in summary.results.items():

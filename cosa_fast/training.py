@@ -22,8 +22,10 @@ from cosa_fast.distributed import Ranks, is_lost_rank, ranks_of_launch
 from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
 from cosa_fast.errors import QuietError, UserError
 from cosa_fast.evaluation import EvalResult, evaluate_network
+from cosa_fast.flops import step_flops
 from cosa_fast.fused_engine import FusedEngine
 from cosa_fast.logging import MeanMetrics, RunLog, SilentLog, StepTimer
+from cosa_fast.profiling import StepProfiler, check_iterations
 from cosa_fast.visualise import gallery
 
 GALLERY_IMAGES = 8
@@ -41,8 +43,9 @@ class Summary:
     results: dict[str, EvalResult]
 
 
-def train(config: Config, *, resume: str | None = None, overwrite: bool = False) -> Summary:
+def train(config: Config, *, resume: str | None = None, overwrite: bool = False, profile: int | None = None) -> Summary:
     """Train as configured. `resume`: "auto" (the run's newest checkpoint if there is one) or a checkpoint file.
+    `profile`: profile so many iterations into the run's folder profile/ (cosa_fast/profiling.py).
 
     Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, and on a loss that is not
     finite; a checkpoint of the last good state is written first.
@@ -53,13 +56,14 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
     with ranks_of_launch(config.run.device) as ranks:
 
         def prepare() -> _Run:
+            check_iterations(profile)
             state = _resume_state(config, directory, resume, overwrite, ranks)
             run = _Run(config, directory, *open_datasets(config), ranks)
             if state is not None:
                 run.restore(state)
             return run
 
-        return ranks.together(prepare).execute()
+        return ranks.together(prepare).execute(profile)
 
 
 class _Run:
@@ -106,14 +110,16 @@ class _Run:
             raise UserError(f"{self.directory}: the checkpoint does not fit this configuration ({reason})") from error
         self.best = float(state["best"])
 
-    def execute(self) -> Summary:
-        """Run to the end, or to a signal."""
+    def execute(self, profile: int | None = None) -> Summary:
+        """Run to the end, or to a signal; the first rank profiles `profile` iterations."""
         if self.ranks.is_main:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._describe()
         previous = {name: signal.signal(name, self._on_signal) for name in (signal.SIGTERM, signal.SIGINT)}
         log = RunLog if self.ranks.is_main else SilentLog
         self.log = log(self.directory, self.config.optim.iterations, self.engine.iteration)
+        profile = profile if self.ranks.is_main else None
+        self.profiler = StepProfiler(profile, self.directory / "profile", self.log.message)
         try:
             results = self._loop()
         except NonFiniteLoss as error:
@@ -134,6 +140,7 @@ class _Run:
                 ) from error
             raise
         finally:
+            self.profiler.close()
             self.log.close()
             for name, handler in previous.items():
                 signal.signal(name, handler)
@@ -173,23 +180,27 @@ class _Run:
                 with_truth=config.loss.guidance == "truth",
             )
         )
-        metrics, timer = MeanMetrics(), StepTimer()
+        metrics, timer = MeanMetrics(), StepTimer(self.device)
+        flops = {phase: step_flops(engine.student, config, cotraining=phase) for phase in (False, True)}
         while engine.iteration < config.optim.iterations:
             asked = time.perf_counter()
             batch = next(batches).to(self.device)
             waited = time.perf_counter() - asked
+            cotraining = engine.cotraining
             metrics.update(engine.step(batch))
-            timer.waited(waited)
+            timer.waited(waited, flops[cotraining])
+            self.profiler.step()
             self.log.advance()
             done = engine.iteration == config.optim.iterations
             if engine.iteration % config.run.log_every == 0 or done:
                 engine.check()
-                self._report({**metrics.read(self.ranks), **timer.read(config.optim.batch_size)})
+                speed = timer.read(config.optim.batch_size, engine.replayed_peak)
+                self._report({**metrics.read(self.ranks), **speed})
             if self.ranks.agree(self.stop_signal or 0):
                 return self._stopped()
             if done or engine.iteration % config.eval.every == 0:
                 results = self._evaluate()
-                timer = StepTimer()
+                timer = StepTimer(self.device)
             if done or engine.iteration % config.run.checkpoint_every == 0:
                 self._save()
         return results
@@ -311,7 +322,15 @@ def _resume_state(
 
 def _clear(directory: Path) -> None:
     """Remove what an earlier run of the same name left, so that two runs never mix in one folder."""
-    patterns = ("checkpoints/*.pt", "tensorboard/*", "log.jsonl", "manifest.json", "results.json", "gallery.png")
+    patterns = (
+        "checkpoints/*.pt",
+        "tensorboard/*",
+        "log.jsonl",
+        "manifest.json",
+        "results.json",
+        "gallery.png",
+        "profile/*",
+    )
     for path in (path for pattern in patterns for path in directory.glob(pattern)):
         path.unlink()
 

@@ -24,7 +24,7 @@ from cosa_fast.training import train
 Same = Callable[[Any, Any], bool]
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Of log.jsonl: everything but the clock's.
-CLOCK = ("images_per_second", "seconds_per_iteration", "data_wait")
+CLOCK = ("images_per_second", "seconds_per_iteration", "data_wait", "tflop_per_second")
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
