@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cosa_fast.data_pipeline.images import read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.images import read_bytes, read_image, read_mask, upright_size
 from cosa_fast.data_pipeline.labels import LabelTable
 from cosa_fast.errors import UserError
 
@@ -42,11 +42,15 @@ class ImageDataset:
         """The image's file."""
         return self._images[index]
 
+    def encoded(self, index: int) -> bytes:
+        """The image's file as it is. UserError naming the file if it cannot be read."""
+        return read_bytes(self._images[index])
+
     def image(self, index: int) -> Image.Image:
         """The decoded image: RGB, upright by EXIF. UserError naming the file if it is unreadable, truncated or too
         large.
         """
-        return read_image(self._images[index])
+        return read_image(self._images[index], self.encoded(index))
 
     def labels(self, index: int) -> np.ndarray:
         """(C,) float32 multi-hot. UserError if the image has no label."""
@@ -62,7 +66,7 @@ class ImageDataset:
         of another size.
         """
         mask = self._read_mask(index)
-        expected = upright_size(self._images[index])
+        expected = upright_size(self._images[index], self.encoded(index))
         if mask.shape != expected:
             raise UserError(
                 f"{self._mask_name(index)}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image "

@@ -5,6 +5,7 @@ clear UserError.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +16,29 @@ from cosa_fast.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IGNORE_INDEX = 255
 
+_REMEDY = "replace the file or take it off the list"
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The fully decoded image, mode RGB, turned upright by its EXIF orientation.
+def read_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """The fully decoded image, mode RGB, turned upright by its EXIF orientation. `data`: the content of the file, where
+    it has been read already (from the file or from a pack).
 
     Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep the high byte); transparent pixels are shown
     on white; of several frames the first is taken.
     UserError naming the file: missing, not an image, corrupt, truncated, floating point, or more pixels than PIL's
     decompression-bomb limit.
     """
-    with _opened(path) as image:
+    with opened(path, data) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image, path)
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """(height, width) of the upright image, from the file's header alone. UserError as in `read_image`."""
-    with _opened(path) as image:
+    with opened(path, data) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
         return (width, height) if turned else (height, width)
@@ -47,7 +50,7 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 
     UserError naming the file: unreadable, another mode, or a value that is no class.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in ("P", "L"):
             raise UserError(
                 f"{path}: a mask is a palette or 8-bit grayscale image whose values are class indices, "
@@ -63,29 +66,42 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     return mask
 
 
+def read_bytes(path: Path) -> bytes:
+    """The file as it is. UserError naming it if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(_missing(path)) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """PIL's lazy image; whatever goes wrong inside the block becomes a UserError that names the file."""
-    remedy = "replace the file or take it off the list"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open(path, "rb") as stream, Image.open(stream) as image:
+            with open(path, "rb") if data is None else BytesIO(data) as stream, Image.open(stream) as image:
                 yield image
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it or take it off the list") from None
+        raise UserError(_missing(path)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
             f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or take it off the list"
         ) from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that PIL can read; {remedy}") from None
+        raise UserError(f"{path}: not an image that PIL can read; {_REMEDY}") from None
     except Exception as error:  # decoders fail with OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
+
+
+def _missing(path: Path) -> str:
+    return f"{path}: no such file; restore it or take it off the list"
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
