@@ -65,8 +65,8 @@ def phase_times(config: Config, num_classes: int, device: torch.device, batch: B
             "labels": (engine.teacher, "assign"),
             "ON": (engine.networks.online, "forward"),
             "losses": (engine, "_losses"),
-            "optimiser": (engine.networks, "update"),
             "backward": (torch.Tensor, "backward"),
+            "optimiser": (engine.networks, "update"),
         }
         with ExitStack() as patches:
             for phase, (owner, name) in parts.items():
@@ -75,4 +75,4 @@ def phase_times(config: Config, num_classes: int, device: torch.device, batch: B
                 engine.run(batch)
         if index:  # the first one warms up
             rows.append({name: 1000 * seconds for name, seconds in watch.seconds.items()})
-    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return {name: statistics.median(row[name] for row in rows) for name in (*parts, "rest")}

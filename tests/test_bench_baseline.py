@@ -15,7 +15,7 @@ from cosa_fast.errors import UserError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from baseline import Baseline, BaselineLosses
 from lattice import lattice_filter
-from throughput import synthetic_batch
+from providers import synthetic_batch
 
 CPU = torch.device("cpu")
 CLASSES = 5

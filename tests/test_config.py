@@ -76,6 +76,12 @@ def test_round_trip_through_a_dictionary() -> None:
     assert config_from_dict(yaml.safe_load(yaml.safe_dump(config_to_dict(config))), where="x") == config
 
 
+def test_on_and_off_are_words_where_words_are_wanted() -> None:
+    run = load_config("voc.yaml", ["run.compile=on", "run.capture=off"]).run
+    assert (run.compile, run.capture) == ("on", "off")
+    assert "run.capture = 'on' must be one of auto, off" in message("run.capture=on")
+
+
 def test_overrides_apply_in_order_and_read_yaml() -> None:
     config = load_config("voc.yaml", ["optim.lr=1", "optim.lr=1e-4", "teacher.scales=[1]", "data.labels=null"])
     assert config.optim.lr == 1e-4
