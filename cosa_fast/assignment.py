@@ -2,7 +2,8 @@
 section 3)."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,12 @@ class AssignedMaps:
     grid_confidence: Tensor
     grid_category: Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence["AssignedMaps"]) -> "AssignedMaps":
+        """Those of the whole batch from those of its parts, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 @dataclass
 class Assignment:
@@ -32,6 +39,19 @@ class Assignment:
     cam: AssignedMaps
     cam_aux: AssignedMaps | None
     seg_logits: list[Tensor]
+
+    @classmethod
+    def join(cls, parts: Sequence["Assignment"]) -> "Assignment":
+        """That of the whole batch from those of its parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        aux = [part.cam_aux for part in parts if part.cam_aux is not None]
+        halves = [[logits.chunk(2) for logits in scale] for scale in zip(*(p.seg_logits for p in parts), strict=True)]
+        return cls(
+            AssignedMaps.join([part.cam for part in parts]),
+            AssignedMaps.join(aux) if aux else None,
+            [torch.cat([pair[side] for side in (0, 1) for pair in scale]) for scale in halves],
+        )
 
 
 class AssignmentNetwork:

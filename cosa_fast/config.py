@@ -109,10 +109,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0."""
+    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
+    small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
 
     iterations: int = bounded(32000, low=1)
     batch_size: int = bounded(4, low=1)
+    accumulate: int = bounded(1, low=1)
     cotrain_after: int = bounded(6000, low=0)
     lr: float = bounded(6e-5, low=0.0)
     head_multiplier: float = bounded(10.0, low=0.0)

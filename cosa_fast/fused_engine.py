@@ -56,16 +56,18 @@ class FusedEngine(EngineBase):
         """The step itself: device work only, of static shapes."""
         state = [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
         before = [tensor.clone() for tensor in state]
-        terms, statistics = self._losses(batch)
-        loss = self.objective.total(terms)
-        self.networks.clear_gradients()
-        loss.backward()
-        gradients = self.ranks.sum_(self.networks.collect_gradients())
+        terms, loss, statistics = self._learn(batch)
+        gradients = self.ranks.sum_(self.networks.gradients)
         self._judge({**terms, "loss": loss, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
         self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(self._healthy, tensor, old))
         return {**self._metrics(loss, terms, statistics), "lr": self._rate.clone()}
+
+    def _backward(self, loss: Tensor, first: bool) -> None:
+        self.networks.clear_gradients()
+        loss.backward()
+        self.networks.collect_gradients(add=not first)
 
     def check(self) -> None:
         """Wait for the device; NonFiniteLoss, once, if a step could not be done. The state is that before it."""
