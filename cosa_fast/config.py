@@ -57,10 +57,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON)."""
+    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
+
+    `attention`: "sdpa" runs a ViT once per scale; the others pack all scales into one pass and differ in the kernel
+    that keeps attention within each image (cosa_fast/attention.py)."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
+    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cosa_fast.assignment import Assignment, AssignmentNetwork, valid_on_grid
+from cosa_fast.attention import check_attention
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import check_backend
@@ -165,6 +166,7 @@ class Engine(EngineBase):
     """The plain step: torch.optim.AdamW, a moving average over parameter lists, and a look at every number."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        check_attention(config.teacher.attention, device, torch.float32)
         super().__init__(config, num_classes, device, ranks)
         self.optimizer = build_optimizer(self.student, config.optim)
 

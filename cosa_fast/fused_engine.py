@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosa_fast.attention import check_attention
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
@@ -27,8 +28,10 @@ class FusedEngine(EngineBase):
     """EngineBase on flat buffers."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        dtype = compute_type(config, device)
+        check_attention(config.teacher.attention, device, dtype)
         super().__init__(config, num_classes, device, ranks)
-        self.networks = FlatNetworks(self.student, self.teacher.model, config, compute_type(config, device))
+        self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
         self.teacher.compute = self.networks.assigning
         if compiles(config, device):
             for network in (self.networks.online, self.networks.assigning):
