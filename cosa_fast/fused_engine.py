@@ -5,6 +5,8 @@ It computes what cosa_fast.engine.Engine computes. A number that is not finite i
 nothing is updated any more, and `check()`, at the next log point, says which step it was.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,6 +167,9 @@ def captures(config: Config, device: torch.device) -> bool:
 
 
 def compile_blocks(network: CoSANet) -> None:
-    """Compile the encoder block by block: they are alike, so that one compilation serves all of them."""
+    """Compile the encoder block by block: they are alike, so that one compilation serves all of them. What is compiled
+    is kept for later runs, in TORCHINDUCTOR_CACHE_DIR or the user's cache folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "cosa_fast" / "inductor"))
     for block in getattr(network.encoder.backbone, "blocks", []):
         block.compile(dynamic=False)
