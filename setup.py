@@ -26,6 +26,7 @@ setup(
         "coco": ["pycocotools>=2.0.8"],
         "bench": ["matplotlib>=3.9", "scikit-learn>=1.5"],
         "crf": ["pydensecrf2>=1.1"],
+        "xformers": ["xformers>=0.0.35"],
         "dev": [
             "pycocotools>=2.0.8",
             "pydensecrf2>=1.1",

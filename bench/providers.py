@@ -28,6 +28,7 @@ ABLATIONS = {
     "ours, fp32": ["run.precision=fp32"],
     **PLAIN_ENGINE,
     "ours, packed attention": ["teacher.attention=packed"],
+    "ours, varlen attention": ["teacher.attention=varlen"],
 }
 CLASSES = {"voc": 20, "coco": 80, "synthetic": 5}
 
@@ -51,7 +52,8 @@ def changed(config: Config, overrides: list[str]) -> Config:
 
 
 def providers(config: Config, num_classes: int, device: torch.device, chosen: str) -> dict[str, Callable[[], Step]]:
-    """Makers of steps by name, the most wanted first; `chosen`: "all", "main" (no ablation) or "ours".
+    """Makers of steps by name, the most wanted first; `chosen`: "all", "main" (no ablation), "ablations" (without the
+    fp32 baseline) or "ours".
 
     UserError where the baseline does not know what is configured.
     """
@@ -69,14 +71,22 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
     found = {"ours": ours([])}
     if chosen == "ours":
         return found
-    BaselineLosses(config)  # refuses before anything is timed
-    found["baseline"] = baseline(False)
-    if chosen == "all":
+    _require_same_steps(config)
+    if chosen != "ablations":
+        found["baseline"] = baseline(False)
+    if chosen != "main":
         wanted = ABLATIONS if device.type == "cuda" else PLAIN_ENGINE
         found |= {name: ours(overrides) for name, overrides in wanted.items()}
         if device.type == "cuda":
             found["baseline, bf16 + compile"] = baseline(True)
     return found
+
+
+def _require_same_steps(config: Config) -> None:
+    """UserError where the baseline does not compute what is configured."""
+    BaselineLosses(config)
+    if config.optim.accumulate > 1:
+        raise UserError("optim.accumulate: the baseline takes the batch in one pass; or compare with --providers ours")
 
 
 class Feed(Protocol):

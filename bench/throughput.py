@@ -143,7 +143,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=int, help="of synthetic batches; default: those of the data set")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: optim.batch_size")
     parser.add_argument("--backbones", nargs="+", help="default: model.backbone")
-    parser.add_argument("--providers", choices=["all", "main", "ours"], default="all")
+    parser.add_argument("--providers", choices=["all", "main", "ablations", "ours"], default="all")
     parser.add_argument(
         "--losses-only", action="store_true", help="from network outputs to gradients, without networks"
     )

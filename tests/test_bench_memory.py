@@ -85,6 +85,7 @@ def test_more_images_take_more_and_recomputed_blocks_less() -> None:
     plain = step(optim__batch_size=4)
     assert step(optim__batch_size=8) == pytest.approx(2 * plain, rel=0.15)
     assert step(optim__batch_size=4, model__checkpoint_blocks=True) < 0.8 * plain
+    assert step(optim__batch_size=4, optim__accumulate=4) < 0.6 * plain
     assert step(optim__batch_size=4, run__precision="bf16") < 0.8 * plain
 
 

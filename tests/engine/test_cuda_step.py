@@ -68,11 +68,11 @@ def is_captured(engine: FusedEngine) -> bool:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("recipe", ["paper", "energy"])
+@pytest.mark.parametrize("recipe", [[], ["loss.energy=1.0"], ["optim.accumulate=2"], ["teacher.attention=packed"]])
 def test_single_precision_follows_the_plain_engine(
-    device: str, recipe: str, make_config: Callable[..., Config], batches: list[Batch]
+    device: str, recipe: list[str], make_config: Callable[..., Config], batches: list[Batch]
 ) -> None:
-    config = make_config(*BOTH, *EXACT, *(["loss.energy=1.0"] if recipe == "energy" else []))
+    config = make_config(*BOTH, *EXACT, *recipe)
     plain, fused = (kind(config, CLASSES, torch.device(device)) for kind in (Engine, FusedEngine))
     steps = 2 * PHASE
     expected, found = (run(engine, batches, steps) for engine in (plain, fused))
@@ -126,15 +126,15 @@ def test_a_bad_number_in_a_replay_changes_nothing(
     assert not torch.equal(weights(engine), before)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "energy"])
+@pytest.mark.parametrize("recipe", [[], ["loss.energy=1.0"], ["optim.accumulate=2"], ["teacher.attention=packed"]])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.gpu
 @NO_GPU
 def test_no_step_between_log_points_waits_for_the_device(
-    precision: str, recipe: str, make_config: Callable[..., Config], batches: list[Batch],
+    precision: str, recipe: list[str], make_config: Callable[..., Config], batches: list[Batch],
     no_synchronisation: Callable[[], None],
 ) -> None:  # fmt: skip
-    overrides = [f"run.precision={precision}", "run.compile=off", *(["loss.energy=1.0"] if recipe == "energy" else [])]
+    overrides = [f"run.precision={precision}", "run.compile=off", *recipe]
     metrics = MeanMetrics()
     for cotrain_after in (0, 100):
         config = make_config("optim.iterations=200", f"optim.cotrain_after={cotrain_after}", *overrides)
