@@ -66,8 +66,10 @@ def whole_steps(config: Config, bench: Bench) -> dict[str, Any]:
 
     makers = providers(config, num_classes, device, arguments.providers)
     timings = compare(makers, feed, bench.plan(arguments.steps))
-    phases = attempt(Timing(), phase_times, config, num_classes, device, batch, arguments.steps)
-    release(device)
+    phases = None
+    if time.monotonic() < bench.deadline:
+        phases = attempt(Timing(), phase_times, config, num_classes, device, batch, arguments.steps)
+        release(device)
     if phases is not None and arguments.data == "real" and timings["ours"].error is None:
         phases = {"data wait": timings["ours"].summary(1, None, None)["data_wait_ms"], **phases}
     flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
