@@ -100,12 +100,18 @@ def test_a_bad_number_stops_every_later_update(
 
 
 @pytest.mark.parametrize(
-    "overrides", [["optim.cotrain_after=0"], ["optim.cotrain_after=100"], ["optim.cotrain_after=0", "loss.energy=1.0"]]
+    "options",
+    [
+        ("optim.cotrain_after=0",),
+        ("optim.cotrain_after=100",),
+        ("optim.cotrain_after=0", "optim.accumulate=2", "teacher.attention=packed", "run.precision=bf16"),
+        ("optim.cotrain_after=0", "loss.energy=1.0"),
+    ],
 )
 def test_a_step_neither_reads_from_the_device_nor_copies_from_the_host(
-    overrides: list[str], make_config: Callable[..., Config], batches: list[Batch]
+    options: tuple[str, ...], make_config: Callable[..., Config], batches: list[Batch]
 ) -> None:
-    config = make_config(*overrides, "optim.iterations=200", "run.backend=triton")
+    config = make_config(*options, "optim.iterations=200", "run.backend=triton")
     engine = FusedEngine(config, CLASSES, CPU)
     with record_launches("sm_90"):  # kernels are collected, not run: the interpreter itself reads values
         engine.step(batches[0])  # plans the optimiser's runs, once per phase
