@@ -121,7 +121,8 @@ def _without_batch(path: Callable[[], Any]) -> Callable[[Any], Any]:
 
 def _memory(make: Callable[[], Callable[[], Any]], device: torch.device) -> int:
     path = make()
-    path()  # compilation and first use are not part of it
+    if device.type == "cuda":
+        path()  # compilation and first use are not part of it
     return extra_memory(path, device)
 
 
