@@ -14,8 +14,6 @@ import torch
 from kernel_timing import CudaClock, HostClock, time_run
 from providers import Feed, Step
 
-from cosa_fast.errors import UserError
-
 SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024, 2048)}
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "left out: --budget was spent"
@@ -94,11 +92,9 @@ def _compare_group(
 
 
 def attempt(timing: Timing, action: Callable[..., Any], *arguments: Any) -> Any:
-    """What the action returns; None where it fails, with the reason in `timing`. A UserError passes through."""
+    """What the action returns; None where it fails, with the reason in `timing`."""
     try:
         return action(*arguments)
-    except UserError:
-        raise
     except Exception as error:  # compilers and drivers raise all sorts, and the other providers are worth measuring
         first = (str(error) or type(error).__name__).split("\n")[0]
         out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -30,7 +30,7 @@ from cosa_fast import manifest
 from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, load_config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import pick_device
+from cosa_fast.device import check_backend, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.flops import step_flops
 from cosa_fast.fused_engine import compute_type
@@ -59,7 +59,10 @@ def whole_steps(config: Config, bench: Bench) -> dict[str, Any]:
     """Compare the providers for one configuration; its first step already co-trains."""
     config = changed(config, ["optim.cotrain_after=0"])
     device, arguments = bench.device, bench.arguments
+    # What the user can mend shows here; later on whatever goes wrong is a provider's.
+    check_backend(config.run.backend, device)
     batch, num_classes = _first_batch(config, arguments, device)
+    flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
 
     def feed() -> Feed:
         return RealBatches(config, device) if arguments.data == "real" else OneBatch(batch)
@@ -72,7 +75,6 @@ def whole_steps(config: Config, bench: Bench) -> dict[str, Any]:
         release(device)
     if phases is not None and arguments.data == "real" and timings["ours"].error is None:
         phases = {"data wait": timings["ours"].summary(1, None, None)["data_wait_ms"], **phases}
-    flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
     size = config.optim.batch_size
     return {
         "batch_size": size, "backbone": config.model.backbone, "crop": config.data.crop_size,

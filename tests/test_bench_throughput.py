@@ -13,9 +13,10 @@ import torch
 from cosa_fast.config import load_config
 from cosa_fast.data_pipeline.synthetic import generate
 from cosa_fast.errors import UserError
+from cosa_fast.fused_engine import FusedEngine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from providers import ABLATIONS, OneBatch, changed, class_count, providers, synthetic_batch
+from providers import ABLATIONS, OneBatch, Step, changed, class_count, providers, synthetic_batch
 from speed import OUT_OF_MEMORY, OUT_OF_TIME, Plan, compare, matrix_rate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +139,22 @@ def test_bad_numbers_are_refused_in_one_line() -> None:
     run = throughput("--windows", "0")
     assert run.returncode == 2
     assert run.stderr == "error: --windows, --steps and --classes must be at least 1\n"
+
+
+def test_a_wrong_setting_ends_the_run_but_that_of_an_ablation_does_not() -> None:
+    run = throughput("model.backbone=vit_tinny_patch16_224")
+    assert run.returncode == 2
+    assert "did you mean vit_tiny_patch16_224?" in run.stderr
+    config = load_config("voc.yaml", SMALL)
+    plan = Plan(torch.device("cpu"), windows=1, per_window=1, turns=True, deadline=float("inf"))
+    batch = synthetic_batch(config, 5, plan.device)
+
+    def varlen() -> Step:
+        return FusedEngine(changed(config, ABLATIONS["ours, varlen attention"]), 5, plan.device).step
+
+    timings = compare({"varlen": varlen}, lambda: OneBatch(batch), plan)
+    assert timings["varlen"].error is not None
+    assert timings["varlen"].error.startswith("teacher.attention=varlen: needs a GPU")
 
 
 @pytest.mark.parametrize(
