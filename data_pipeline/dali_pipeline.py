@@ -1,5 +1,5 @@
-"""The training pipeline on NVIDIA DALI: the same batches as `torch_pipeline.py`'s, decoded and augmented by DALI, on the
-GPU where there is one.
+"""The training pipeline on NVIDIA DALI: the batches of `torch_pipeline.py`, decoded and augmented by DALI, on the GPU
+where there is one.
 
 DALI draws nothing: all parameters come from `augment.py` through an external source.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 
 from cosa_fast.data_pipeline.augment import AugmentConfig, Box
@@ -122,6 +122,18 @@ class DaliPipeline:
         found = {sample.index for sample in under_way if not _decodes(sample, self._device)}
         self._samples.by_pil.update(found)
         return bool(found)
+
+
+def check_device(device: torch.device) -> None:
+    """RuntimeError where DALI cannot work on `device`."""
+    gpu = device.type == "cuda"
+
+    def graph() -> Any:
+        number = types.Constant([0], device="cpu")
+        return number.gpu() if gpu else number
+
+    pipeline = pipeline_def(batch_size=1, num_threads=1, device_id=_index(device) if gpu else None)(graph)()
+    pipeline.run()
 
 
 def _views(source: Source, config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:

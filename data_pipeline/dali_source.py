@@ -1,7 +1,6 @@
 """What goes into the DALI graph: encoded images and the parameters of their views, prepared ahead by threads."""
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -56,9 +55,7 @@ class Samples:
 
     def at(self, position: int) -> Sample:
         """UserError as in `read_at`, and for a missing label or mask."""
-        index, (data, size), problems = read_at(
-            self.seed, position, len(self.dataset), self.unreadable, self._encoded
-        )
+        index, (data, size), problems = read_at(self.seed, position, len(self.dataset), self.unreadable, self._encoded)
         parameters = draw(self.seed, position, size, self.config)
         truth = render_mask(self.dataset.mask(index), parameters, self.config) if self.with_truth else None
         return Sample(

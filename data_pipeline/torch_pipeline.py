@@ -122,9 +122,7 @@ class _Samples(Dataset[_Sample | _Failure]):
             return _Failure(str(error))
 
     def _sample(self, position: int) -> _Sample:
-        index, image, problems = read_at(
-            self.seed, position, len(self.dataset), self.unreadable, self.dataset.image
-        )
+        index, image, problems = read_at(self.seed, position, len(self.dataset), self.unreadable, self.dataset.image)
         mask = self.dataset.mask(index) if self.with_truth else None
         parameters = draw(self.seed, position, (image.height, image.width), self.config)
         views = render(image, mask, parameters, self.config)
