@@ -27,7 +27,7 @@ def dali() -> None:
 
 @pytest.fixture
 def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cosa_fast.data_pipeline.dali_pipeline", None)
+    monkeypatch.setitem(sys.modules, "cosa_fast.data_pipeline.dali_feed", None)
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
