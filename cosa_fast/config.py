@@ -22,8 +22,9 @@ class DataConfig:
     with.
 
     `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
-    with). `workers`: processes of the torch pipeline, threads of DALI. `prefetch`: batches prepared ahead (torch: by
-    each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of the set."""
+    with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
+    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of
+    the set."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -134,7 +135,8 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
     the mean besides
-    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all)."""
+    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all). `batch_size`:
+    images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -143,6 +145,7 @@ class EvalConfig:
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
     limit: int | None = bounded(None, low=1)
+    batch_size: int = bounded(1, low=1)
 
 
 @dataclass(frozen=True)

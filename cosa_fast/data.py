@@ -9,6 +9,7 @@ from cosa_fast.config import Config
 from cosa_fast.data_pipeline.augment import AugmentConfig
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError
 
@@ -74,6 +75,11 @@ def dali_problem(device: torch.device) -> str | None:
     except RuntimeError as error:
         return f"DALI does not work on {device} ({str(error).splitlines()[0]})"
     return None
+
+
+def loading(config: Config, pipeline: Pipeline) -> Loading:
+    """How an evaluation reads its images."""
+    return Loading(pipeline, max(1, config.data.workers), config.data.prefetch)
 
 
 def open_pipeline(

@@ -37,7 +37,7 @@ def decoded_by_dali(
             return decode(fn.external_source(source=source, batch=True), gpu=device.type == "cuda")
 
         return pipeline_def(
-            batch_size=max(map(len, batches)),
+            batch_size=max(map(len, batches), default=1),
             num_threads=threads,
             device_id=device_id(device),
             prefetch_queue_depth=prefetch,

@@ -26,6 +26,9 @@ class Loading:
     prefetch: int = 2
 
 
+BY_PIL = Loading()
+
+
 def evaluation_stream(
     dataset: ImageDataset,
     indices: Sequence[int],
