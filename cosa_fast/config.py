@@ -65,10 +65,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON)."""
+    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
+
+    `attention`: "sdpa" runs a ViT once per scale; the others pack all scales into one pass and differ in the kernel
+    that keeps attention within each image (cosa_fast/attention.py)."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
+    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
 
@@ -117,10 +121,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0."""
+    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
+    small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
 
     iterations: int = bounded(32000, low=1)
     batch_size: int = bounded(4, low=1)
+    accumulate: int = bounded(1, low=1)
     cotrain_after: int = bounded(6000, low=0)
     lr: float = bounded(6e-5, low=0.0)
     head_multiplier: float = bounded(10.0, low=0.0)

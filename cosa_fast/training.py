@@ -82,7 +82,7 @@ class _Run:
         self.directory = directory
         self.training_set = training_set
         self.validation_set = validation_set
-        ranks.share(config.optim.batch_size)
+        ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(training_set.classes), self.device, ranks)
