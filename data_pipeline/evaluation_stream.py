@@ -1,6 +1,7 @@
 """Images at their own size with their masks, read ahead: what evaluation goes through."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
@@ -44,7 +45,9 @@ def evaluation_stream(
     batch_size 1: in the order of `indices`. Else ordered by size, for which the header of each file is read first.
     UserError for an image or mask that is missing or unreadable, after everything before it.
     """
-    batches = [[index] for index in indices] if batch_size == 1 else _of_one_size(dataset, indices, batch_size)
+    batches = [[index] for index in indices]
+    if batch_size > 1:
+        batches = _of_one_size(dataset, indices, batch_size, loading.threads)
     if loading.pipeline == "dali":
         from cosa_fast.data_pipeline.dali_decoder import decoded_by_dali
 
@@ -68,12 +71,16 @@ def _decoded_by_pil(
             yield torch.from_numpy(np.stack([image for image, _ in items])).to(device), [mask for _, mask in items]
 
 
-def _of_one_size(dataset: ImageDataset, indices: Sequence[int], batch_size: int) -> list[list[int]]:
+def _of_one_size(dataset: ImageDataset, indices: Sequence[int], batch_size: int, threads: int) -> list[list[int]]:
     """Batches of indices whose images are equally large."""
+
+    def size(index: int) -> tuple[int, int]:
+        return upright_size(dataset.image_path(index), dataset.encoded(index))
+
     by_size: dict[tuple[int, int], list[int]] = {}
-    for index in indices:
-        size = upright_size(dataset.image_path(index), dataset.encoded(index))
-        by_size.setdefault(size, []).append(index)
+    with ThreadPoolExecutor(threads) as pool:
+        for index, found in zip(indices, pool.map(size, indices), strict=True):
+            by_size.setdefault(found, []).append(index)
     return [
         same[start : start + batch_size]
         for _, same in sorted(by_size.items())

@@ -100,3 +100,16 @@ def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: s
     dataset = open_dataset("voc", voc_animals, "val", need_labels=False)
     for index, (images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
         assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pipelines
+def test_on_a_gpu_they_arrive_there(dataset: ImageDataset, pipeline: str) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, device, Loading(pipeline))  # type: ignore[arg-type]
+    for index, (images, truths) in enumerate(stream):
+        assert images.device == truths.device == device
+        assert torch.equal(truths[0].cpu(), torch.from_numpy(dataset.mask(index)))
+        steps = (images[0].cpu() - normalise(dataset.image(index), MEAN, STD)).abs() * 255 * min(STD)
+        assert steps.mean() < (1 if pipeline == "dali" else 1e-4)
