@@ -11,10 +11,9 @@ import torch
 from baseline import Baseline, BaselineLosses
 
 from cosa_fast.config import Config, config_from_dict, config_to_dict
-from cosa_fast.data import augmentation
+from cosa_fast.data import choose_pipeline, open_pipeline
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.engine import Engine
 from cosa_fast.errors import UserError
 from cosa_fast.fused_engine import FusedEngine
@@ -109,7 +108,7 @@ class OneBatch:
 
 
 class RealBatches:
-    """Fresh batches of the configured data, made by its workers while the step computes."""
+    """Fresh batches of the configured data, made by its pipeline while the step computes."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.waited = 0.0
@@ -117,9 +116,7 @@ class RealBatches:
         data = config.data
         dataset = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
         self.classes = len(dataset.classes)
-        stream = TorchPipeline(
-            dataset, augmentation(config), config.optim.batch_size, config.run.seed, workers=data.workers
-        )
+        stream = open_pipeline(config, dataset, device, choose_pipeline(config, device)[0])
         self._batches = iter(stream)
 
     def next(self) -> Batch:

@@ -19,7 +19,12 @@ CONFIG_DIRECTORY = Path(__file__).parent / "configs"
 @dataclass(frozen=True)
 class DataConfig:
     """Images and views. `labels`: label file (None: searched in `root`). `mean`, `std`: what the backbone was trained
-    with."""
+    with.
+
+    `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
+    with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
+    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of
+    the set."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -35,7 +40,10 @@ class DataConfig:
     strong: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), low=1e-3)
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
     workers: int = bounded(8, low=0, high=256)
+    prefetch: int = bounded(2, low=1, high=64)
+    unreadable: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
     the mean besides
-    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all)."""
+    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all). `batch_size`:
+    images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -142,6 +151,7 @@ class EvalConfig:
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
     limit: int | None = bounded(None, low=1)
+    batch_size: int = bounded(1, low=1)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def test_whole_steps_of_all_providers(tmp_path: Path) -> None:
 def test_real_batches_are_streamed_and_waited_for(tmp_path: Path) -> None:
     generate(tmp_path / "set", train=6, val=1, size=64)
     data = ["data.format=synthetic", f"data.root={tmp_path / 'set'}", "data.train_split=train", "data.val_split=val"]
-    written = measured(tmp_path, "--data", "real", "--providers", "ours", *data, "data.workers=0")
+    written = measured(
+        tmp_path, "--data", "real", "--providers", "ours", *data, "data.pipeline=torch", "data.workers=0"
+    )
     (result,) = written["results"]
     row = result["providers"]["ours"]
     # Without workers every image is read while the step waits.

@@ -1,0 +1,112 @@
+"""The training pipeline on NVIDIA DALI: the batches of `torch_pipeline.py`, decoded and augmented by DALI, on the GPU
+where there is one.
+
+DALI draws nothing: all parameters come from `augment.py` through an external source.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from nvidia.dali import fn, pipeline_def
+from torch import Tensor
+
+from cosa_fast.data_pipeline.augment import AugmentConfig, Box
+from cosa_fast.data_pipeline.base import ImageDataset
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.dali_feed import Source, device_id, run_graph
+from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, decode, to_crop
+from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, Samples, arguments
+from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least
+
+
+class DaliPipeline:
+    """An endless stream of augmented batches over `dataset`, with the contract of `TorchPipeline`: the same images,
+    labels, geometry and valid pixels; colours up to the differences in docs/data.md.
+
+    device: where the batches are wanted. On a GPU its decoder and operators work there too.
+    threads: CPU threads of DALI, and as many that read files. prefetch: batches that DALI keeps ready, and as many read
+    ahead for it. Neither changes the stream.
+    A file that DALI cannot decode, or not as PIL does, is decoded by PIL. The tensors of a batch are DALI's own, handed
+    over without a copy; they live as long as somebody holds them.
+    ValueError for batch_size, threads or prefetch < 1 or a negative seed or start.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: AugmentConfig,
+        batch_size: int,
+        seed: int,
+        *,
+        device: torch.device,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        threads: int = 1,
+        prefetch: int = 2,
+        with_truth: bool = False,
+        unreadable: Unreadable = "stop",
+    ) -> None:
+        at_least(0, seed=seed)
+        at_least(1, threads=threads, prefetch=prefetch)
+        self._positions = Positions.of(batch_size, start, rank, ranks)
+        self._samples = Samples(dataset, config, seed, with_truth, unreadable, by_pil=set())
+        self._device, self._threads, self._prefetch = device, threads, prefetch
+        self._notes = SkipNotes()
+
+    def __iter__(self) -> Iterator[Batch]:
+        graph = run_graph(self._source, self._build, self._device, self._samples.by_pil)
+        for samples, (weak, strong) in graph:
+            yield self._batch(samples, weak, strong)
+
+    def _source(self, used: int) -> Source[Sample]:
+        size = self._samples.config.crop_size
+        return Source(
+            self._samples.at,
+            self._positions.after(used),
+            lambda samples: arguments(samples, size),
+            self._threads,
+            self._prefetch,
+        )
+
+    def _build(self, source: Source[Sample]) -> Any:
+        return pipeline_def(
+            batch_size=self._positions.length,
+            num_threads=self._threads,
+            device_id=device_id(self._device),
+            prefetch_queue_depth=self._prefetch,
+            exec_dynamic=True,  # its outputs are handed over, not reused
+            enable_conditionals=True,
+        )(_views)(source, self._samples.config, self._device.type == "cuda")
+
+    def _batch(self, samples: list[Sample], weak: Any, strong: Any) -> Batch:
+        self._notes.say([problem for sample in samples for problem in sample.problems])
+        truths = [sample.truth for sample in samples if sample.truth is not None]
+        size = self._samples.config.crop_size
+        return Batch(
+            weak=torch.from_dlpack(weak.as_tensor()),
+            strong=torch.from_dlpack(strong.as_tensor()),
+            labels=torch.stack([sample.labels for sample in samples]).to(self._device),
+            valid=_inside([sample.parameters.box for sample in samples], size, self._device),
+            ids=[sample.id for sample in samples],
+            truth=torch.stack(truths).to(self._device) if truths else None,
+        )
+
+
+def _views(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:
+    """The graph: (weak, strong)."""
+    encoded, start, end, size, blurred, row, column, *colour, position = fn.external_source(
+        source=source, num_outputs=INPUTS, batch=True
+    )
+    weak = blur(cut(decode(encoded, gpu), start, end, size), blurred, row, column)
+    strong = apply_colour(weak, *colour)
+    return tuple(to_crop(view, position, config.crop_size, config.mean, config.std) for view in (weak, strong))
+
+
+def _inside(boxes: list[Box], size: int, device: torch.device) -> Tensor:
+    """(B, size, size) bool on `device`: True inside each box."""
+    top, left, height, width = torch.tensor(boxes, device=device)[:, :, None].unbind(1)
+    place = torch.arange(size, device=device)
+    rows, columns = ((place >= first) & (place < first + length) for first, length in ((top, height), (left, width)))
+    return rows[:, :, None] & columns[:, None, :]
