@@ -25,10 +25,12 @@ setup(
     extras_require={
         "coco": ["pycocotools>=2.0.8"],
         "bench": ["matplotlib>=3.9", "scikit-learn>=1.5"],
+        "dali": ["nvidia-dali-cuda130>=2.4"],
         "crf": ["pydensecrf2>=1.1"],
         "dev": [
             "pycocotools>=2.0.8",
             "pydensecrf2>=1.1",
+            'nvidia-dali-cuda130>=2.4; platform_system == "Linux"',
             "pytest>=8",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",

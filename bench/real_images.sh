@@ -8,7 +8,7 @@ python=${PYTHON:-.venv/bin/python}
 export OMP_WAIT_POLICY=PASSIVE
 
 common=(
-  data.root="$shared/data/voc_animals" data.crop_size=224 data.workers=1
+  data.root="$shared/data/voc_animals" data.crop_size=224 data.workers=1 data.pipeline=torch
   "teacher.scales=[1.0]" teacher.momentum=0.99
   optim.batch_size=8 optim.lr=1e-4 optim.warmup=50
   eval.every=1000 "eval.scales=[1.0]" "eval.classes=[cat,cow,dog,horse,person,sheep]" "eval.coexistence=[horse,sheep]"

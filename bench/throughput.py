@@ -28,9 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cosa_fast import manifest
 from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, load_config
-from cosa_fast.data import augmentation, open_datasets
+from cosa_fast.data import choose_pipeline, open_datasets, open_pipeline
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.device import pick_device
 from cosa_fast.engine import Engine
 from cosa_fast.errors import UserError
@@ -94,7 +93,7 @@ def synthetic_batch(config: Config, num_classes: int, device: torch.device) -> B
 def real_batch(config: Config, device: torch.device) -> tuple[Batch, int]:
     """The first batch of the configured data, and its number of classes."""
     dataset, _ = open_datasets(config)
-    stream = TorchPipeline(dataset, augmentation(config), config.optim.batch_size, config.run.seed)
+    stream = open_pipeline(config, dataset, device, choose_pipeline(config, device)[0])
     return next(iter(stream)).to(device), len(dataset.classes)
 
 

@@ -19,7 +19,11 @@ CONFIG_DIRECTORY = Path(__file__).parent / "configs"
 @dataclass(frozen=True)
 class DataConfig:
     """Images and views. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one
-    file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with."""
+    file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with.
+
+    `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
+    with). `workers`: processes of the torch pipeline, threads of DALI. `prefetch`: batches prepared ahead (torch: by
+    each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of the set."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -36,7 +40,10 @@ class DataConfig:
     strong: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), low=1e-3)
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
     workers: int = bounded(8, low=0, high=256)
+    prefetch: int = bounded(2, low=1, high=64)
+    unreadable: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)

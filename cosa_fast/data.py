@@ -1,9 +1,18 @@
-"""The data section of a configuration turned into data sets and augmentation parameters."""
+"""The data section of a configuration turned into data sets, augmentation parameters and a stream of batches."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
 
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.augment import AugmentConfig
+from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError
+
+Pipeline = Literal["dali", "torch"]
 
 
 def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
@@ -37,4 +46,73 @@ def augmentation(config: Config) -> AugmentConfig:
         strong=data.strong,
         mean=data.mean,
         std=data.std,
+    )
+
+
+def choose_pipeline(config: Config, device: torch.device, before: Pipeline | None = None) -> tuple[Pipeline, str]:
+    """(pipeline, reason) that data.pipeline means on `device`; `before`: the one that a resumed run has used so far,
+    which auto keeps. UserError where DALI is asked for and does not work.
+    """
+    wanted = config.data.pipeline
+    if wanted == "torch" or (wanted == "auto" and before == "torch"):
+        return "torch", "data.pipeline = torch" if wanted == "torch" else "as the run began"
+    problem = dali_problem(device)
+    if problem is None:
+        return "dali", f"it works on {device.type}"
+    if wanted == "dali":
+        raise UserError(f"data.pipeline = dali, but {problem}; use data.pipeline=torch or auto")
+    return "torch", problem
+
+
+def dali_problem(device: torch.device) -> str | None:
+    """Why DALI does not work on `device`; None where it does."""
+    try:
+        from cosa_fast.data_pipeline.dali_pipeline import check_device
+    except ImportError as error:
+        install = 'pip install -c constraints.txt -e ".[dali]"'
+        return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
+    try:
+        check_device(device)
+    except RuntimeError as error:
+        return f"DALI does not work on {device} ({str(error).splitlines()[0]})"
+    return None
+
+
+def open_pipeline(
+    config: Config,
+    dataset: ImageDataset,
+    device: torch.device,
+    pipeline: Pipeline,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterable[Batch]:
+    """The stream of training batches from sample position `start` on: the rank-th of `ranks` parts of each."""
+    data = config.data
+    with_truth = config.loss.guidance == "truth"
+    common = (dataset, augmentation(config), config.optim.batch_size, config.run.seed)
+    if pipeline == "torch":
+        return TorchPipeline(
+            *common,
+            start=start,
+            rank=rank,
+            ranks=ranks,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            with_truth=with_truth,
+            unreadable=data.unreadable,
+        )
+    from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+
+    return DaliPipeline(
+        *common,
+        device=device,
+        start=start,
+        rank=rank,
+        ranks=ranks,
+        threads=max(1, data.workers),
+        prefetch=data.prefetch,
+        with_truth=with_truth,
+        unreadable=data.unreadable,
     )

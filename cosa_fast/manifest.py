@@ -12,7 +12,7 @@ import torch
 import cosa_fast
 from cosa_fast.config import Config
 
-PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
 
 
 def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import yaml
 
 from cosa_fast import checkpoint, manifest
 from cosa_fast.config import Config, config_from_dict, config_to_dict
-from cosa_fast.data import augmentation, open_datasets
+from cosa_fast.data import Pipeline, choose_pipeline, open_datasets, open_pipeline
 from cosa_fast.data_pipeline.datasets import ImageDataset
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, is_lost_rank, ranks_of_launch
 from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
@@ -61,6 +60,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
             run = _Run(config, directory, *open_datasets(config), ranks)
             if state is not None:
                 run.restore(state)
+            run.choose_pipeline()
             return run
 
         return ranks.together(prepare).execute(profile)
@@ -87,6 +87,7 @@ class _Run:
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(training_set.classes), self.device, ranks)
         self.best = float("-inf")
+        self.pipeline_before: Pipeline | None = None
         self.stop_signal: int | None = None
         self.warned = False
         if config.data.crop_size % self.engine.student.stride:
@@ -109,6 +110,11 @@ class _Run:
             reason = str(error).split("\n")[0]
             raise UserError(f"{self.directory}: the checkpoint does not fit this configuration ({reason})") from error
         self.best = float(state["best"])
+        self.pipeline_before = state.get("pipeline", "torch")  # before DALI there was no other
+
+    def choose_pipeline(self) -> None:
+        """Settle what data.pipeline means here."""
+        self.pipeline, self.pipeline_reason = choose_pipeline(self.config, self.device, self.pipeline_before)
 
     def execute(self, profile: int | None = None) -> Summary:
         """Run to the end, or to a signal; the first rank profiles `profile` iterations."""
@@ -152,6 +158,7 @@ class _Run:
         extra = {
             "iteration": self.engine.iteration,
             "data_fingerprint": self.training_set.fingerprint(),
+            "pipeline": self.pipeline,
             "training_images": len(self.training_set),
             "validation_images": len(self.validation_set),
         }
@@ -167,17 +174,16 @@ class _Run:
             results = self._evaluate()
             self._save()
             return results
+        self._announce_pipeline()
         batches = iter(
-            TorchPipeline(
+            open_pipeline(
+                config,
                 self.training_set,
-                augmentation(config),
-                config.optim.batch_size,
-                config.run.seed,
+                self.device,
+                self.pipeline,
                 start=engine.iteration * config.optim.batch_size,
                 rank=self.ranks.rank,
                 ranks=self.ranks.size,
-                workers=config.data.workers,
-                with_truth=config.loss.guidance == "truth",
             )
         )
         metrics, timer = MeanMetrics(), StepTimer(self.device)
@@ -204,6 +210,14 @@ class _Run:
             if done or engine.iteration % config.run.checkpoint_every == 0:
                 self._save()
         return results
+
+    def _announce_pipeline(self) -> None:
+        self.log.message(f"data pipeline: {self.pipeline} ({self.pipeline_reason})")
+        if self.pipeline_before not in (None, self.pipeline):
+            self.log.message(
+                f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
+                "but their pixels differ a little, so it does not go on bit for bit"
+            )
 
     def _report(self, values: dict[str, float]) -> None:
         iteration = self.engine.iteration
@@ -280,6 +294,7 @@ class _Run:
             "config": config_to_dict(self.config),
             "classes": list(self.training_set.classes),
             "best": self.best,
+            "pipeline": self.pipeline,
         }
         checkpoint.save(path, state)
         if rotating:

@@ -18,6 +18,7 @@ IGNORE_INDEX = 255
 
 _REMEDY = "replace the file or take it off the list"
 _ORIENTATION_TAG = 0x0112
+_JPEG_END = b"\xff\xd9"
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 
 
@@ -42,6 +43,28 @@ def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
         return (width, height) if turned else (height, width)
+
+
+def plain_jpeg_size(path: Path, data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file that every decoder reads as PIL does: gray or YCbCr, not to be turned, not cut
+    short. None for anything else. UserError as in `read_image`, as far as the header shows it.
+    """
+    with opened(path, data) as image:
+        plain = (
+            image.format == "JPEG"
+            and image.mode in ("L", "RGB")
+            and image.info.get("adobe_transform", 1) != 0
+            and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            and data.endswith(_JPEG_END)
+        )
+        return (image.height, image.width) if plain else None
+
+
+def lossless(image: Image.Image) -> bytes:
+    """An RGB image as a file whose decoding is a mere copy."""
+    stream = BytesIO()
+    image.save(stream, "BMP")
+    return stream.getvalue()
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:

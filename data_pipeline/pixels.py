@@ -41,30 +41,36 @@ def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParam
     )
     valid = torch.zeros(size, dtype=torch.bool)
     valid[inside] = True
-    return Views(weak_canvas, strong_canvas, valid, None if mask is None else _render_mask(mask, parameters, size))
+    return Views(weak_canvas, strong_canvas, valid, None if mask is None else render_mask(mask, parameters, config))
 
 
 def cut(image: Image.Image, parameters: AugmentParameters, resample: Image.Resampling) -> Image.Image:
     """Scale, crop and flip in one resize of just the crop's source rectangle: equal to scaling the whole image first,
     without building it.
     """
-    (scaled_height, scaled_width), region = parameters.scaled_size, parameters.region
-    step_x, step_y = image.width / scaled_width, image.height / scaled_height
-    source = (
-        region.left * step_x,
-        region.top * step_y,
-        min(image.width, (region.left + region.width) * step_x),
-        min(image.height, (region.top + region.height) * step_y),
-    )
-    resized = image.resize((region.width, region.height), resample, box=source)
+    top, left, bottom, right = source_rectangle((image.height, image.width), parameters)
+    size = (parameters.region.width, parameters.region.height)
+    resized = image.resize(size, resample, box=(left, top, right, bottom))
     return ImageOps.mirror(resized) if parameters.flip else resized
+
+
+def source_rectangle(size: tuple[int, int], parameters: AugmentParameters) -> tuple[float, float, float, float]:
+    """(top, left, bottom, right) of what the crop shows of an image of (height, width) `size`, in its pixels."""
+    (scaled_height, scaled_width), region = parameters.scaled_size, parameters.region
+    step_y, step_x = size[0] / scaled_height, size[1] / scaled_width
+    return (
+        region.top * step_y,
+        region.left * step_x,
+        min(size[0], (region.top + region.height) * step_y),
+        min(size[1], (region.left + region.width) * step_x),
+    )
 
 
 def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Image:
     """One colour operation of `augment.COLOUR_OPERATIONS` on an RGB image, magnitude 1..9; "identity" returns the image
     itself. ValueError for another name.
     """
-    factor = 0.1 + 0.18 * magnitude
+    factor = enhancement(magnitude)
     match operation:
         case "identity":
             return image
@@ -73,9 +79,9 @@ def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Im
         case "equalize":
             return ImageOps.equalize(image)
         case "solarize":
-            return ImageOps.solarize(image, ceil(25.6 * magnitude))  # PIL compares integers: value < threshold
+            return ImageOps.solarize(image, solarize_threshold(magnitude))
         case "posterize":
-            return ImageOps.posterize(image, max(1, 4 - 4 * magnitude // 10))
+            return ImageOps.posterize(image, posterize_bits(magnitude))
         case "colour":
             return ImageEnhance.Color(image).enhance(factor)
         case "contrast":
@@ -87,6 +93,21 @@ def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Im
     raise ValueError(f"operation is {operation!r}; wanted one of augment.COLOUR_OPERATIONS")
 
 
+def enhancement(magnitude: int) -> float:
+    """The factor of colour, contrast, brightness and sharpness."""
+    return 0.1 + 0.18 * magnitude
+
+
+def solarize_threshold(magnitude: int) -> int:
+    """The lowest value that is inverted: PIL compares integers, value < threshold."""
+    return ceil(25.6 * magnitude)
+
+
+def posterize_bits(magnitude: int) -> int:
+    """How many of the 8 bits remain."""
+    return max(1, 4 - 4 * magnitude // 10)
+
+
 def normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(3, H, W) float32, contiguous: (image / 255 − mean) / std per channel of an RGB image."""
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
@@ -95,8 +116,9 @@ def normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...
     return values.sub_(shift).div_(scale)
 
 
-def _render_mask(mask: np.ndarray, parameters: AugmentParameters, size: tuple[int, int]) -> Tensor:
-    canvas = torch.full(size, IGNORE_INDEX, dtype=torch.uint8)
+def render_mask(mask: np.ndarray, parameters: AugmentParameters, config: AugmentConfig) -> Tensor:
+    """(H, W) uint8: the mask with the geometry of the views; 255 in the padding."""
+    canvas = torch.full((config.crop_size, config.crop_size), IGNORE_INDEX, dtype=torch.uint8)
     canvas[_slices(parameters)] = torch.from_numpy(
         np.array(cut(Image.fromarray(mask), parameters, Image.Resampling.NEAREST))
     )

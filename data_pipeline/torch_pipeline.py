@@ -5,16 +5,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cosa_fast.data_pipeline.augment import AugmentConfig, draw, image_index
+from cosa_fast.data_pipeline.augment import AugmentConfig, draw
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.pixels import Views, normalise, render
+from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least, read_at
 from cosa_fast.errors import UserError
 
 __all__ = ["TorchPipeline", "normalise"]
@@ -33,7 +33,10 @@ class TorchPipeline:
     position) alone, so the stream is the same for any number of workers, and continues exactly when `start` is set to
     the number of samples already used. Of each batch, rank r of `ranks` gets the r-th of equal parts: together the
     ranks see what one alone would. Iterating again begins at `start` again.
+    prefetch: batches that each worker prepares ahead.
     with_truth: also read the masks (studies only); otherwise no mask file is ever opened.
+    unreadable: "stop" raises the UserError of an image that cannot be read; "skip" shows the next readable image of the
+    set in its place and names the file once on stderr.
     A UserError of a worker process is raised here as the same UserError. ValueError for batch_size < 1 or a negative
     seed, start or workers.
     """
@@ -49,19 +52,17 @@ class TorchPipeline:
         rank: int = 0,
         ranks: int = 1,
         workers: int = 0,
+        prefetch: int = 2,
         with_truth: bool = False,
+        unreadable: Unreadable = "stop",
     ) -> None:
-        if batch_size < 1 or batch_size % ranks:
-            raise ValueError(f"batch_size is {batch_size}; wanted a positive multiple of ranks, {ranks}")
-        if not 0 <= rank < ranks:
-            raise ValueError(f"rank is {rank}; wanted 0..{ranks - 1}")
-        for name, value in (("seed", seed), ("start", start), ("workers", workers)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}; wanted at least 0")
+        at_least(0, seed=seed, workers=workers)
+        self._notes = SkipNotes()
         self._loader = DataLoader(
-            _Samples(dataset, config, seed, with_truth),
-            batch_sampler=_Positions(start + rank * batch_size // ranks, batch_size // ranks, batch_size),
+            _Samples(dataset, config, seed, with_truth, unreadable),
+            batch_sampler=Positions.of(batch_size, start, rank, ranks),
             num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
             # The loader draws a seed for its workers, which use none: keep that out of the global generator.
@@ -73,7 +74,8 @@ class TorchPipeline:
             for batch in self._loader:
                 if isinstance(batch, _Failure):
                     break
-                yield batch
+                self._notes.say(batch.problems)
+                yield batch.batch
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             # A worker's death shows as torch's own error, or as a tensor whose sender is gone.
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
@@ -95,13 +97,23 @@ class _Sample:
     views: Views
     labels: Tensor
     id: str
+    problems: list[str]
+
+
+@dataclass
+class _Collated:
+    batch: Batch
+    problems: list[str]
 
 
 class _Samples(Dataset[_Sample | _Failure]):
     """Sample position -> augmented sample."""
 
-    def __init__(self, dataset: ImageDataset, config: AugmentConfig, seed: int, with_truth: bool) -> None:
+    def __init__(
+        self, dataset: ImageDataset, config: AugmentConfig, seed: int, with_truth: bool, unreadable: Unreadable
+    ) -> None:
         self.dataset, self.config, self.seed, self.with_truth = dataset, config, seed, with_truth
+        self.unreadable = unreadable
 
     def __getitem__(self, position: int) -> _Sample | _Failure:
         try:
@@ -110,35 +122,21 @@ class _Samples(Dataset[_Sample | _Failure]):
             return _Failure(str(error))
 
     def _sample(self, position: int) -> _Sample:
-        index = image_index(self.seed, position, len(self.dataset))
-        image = self.dataset.image(index)
+        index, image, problems = read_at(self.seed, position, len(self.dataset), self.unreadable, self.dataset.image)
         mask = self.dataset.mask(index) if self.with_truth else None
         parameters = draw(self.seed, position, (image.height, image.width), self.config)
         views = render(image, mask, parameters, self.config)
-        return _Sample(views, torch.from_numpy(self.dataset.labels(index)), self.dataset.ids[index])
+        return _Sample(views, torch.from_numpy(self.dataset.labels(index)), self.dataset.ids[index], problems)
 
 
-@dataclass
-class _Positions:
-    """Every `step` positions the next `length` ones, without end."""
-
-    start: int
-    length: int
-    step: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in count(self.start, self.step):
-            yield list(range(first, first + self.length))
-
-
-def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:
+def _collate(samples: list[_Sample | _Failure]) -> _Collated | _Failure:
     good: list[_Sample] = []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
         good.append(sample)
     truths = [sample.views.truth for sample in good if sample.views.truth is not None]
-    return Batch(
+    batch = Batch(
         weak=torch.stack([sample.views.weak for sample in good]),
         strong=torch.stack([sample.views.strong for sample in good]),
         labels=torch.stack([sample.labels for sample in good]),
@@ -146,6 +144,7 @@ def _collate(samples: list[_Sample | _Failure]) -> Batch | _Failure:
         ids=[sample.id for sample in good],
         truth=torch.stack(truths) if truths else None,
     )
+    return _Collated(batch, [problem for sample in good for problem in sample.problems])
 
 
 def _leave_signals_to_parent(worker: int) -> None:
