@@ -20,13 +20,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from data_provider import STAGES, Provider, Served, Window
 from PIL import Image
 
 from cosa_fast import manifest
 from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, load_config
-from cosa_fast.data import augmentation
+from cosa_fast.data import augmentation, dali_problem
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.datasets import open_dataset
 from cosa_fast.data_pipeline.labels import write_labels
@@ -169,12 +170,24 @@ def save_chart(results: list[dict[str, Any]], path: Path) -> None:
     print(f"written {path}")
 
 
-def providers(config: Config, stage: str, root: Path, counts: list[int]) -> list[Provider]:
+def pipelines() -> list[str]:
+    """What this machine can run; says why DALI is left out."""
+    found = ["torch"]
+    for name, device in {"DALI": "cpu", "DALI GPU": "cuda"}.items():
+        problem = dali_problem(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "no GPU"
+        if problem is None:
+            found.append(name)
+        else:
+            print(f"without {name}: {problem}")
+    return found
+
+
+def providers(config: Config, stage: str, root: Path, counts: list[int], names: list[str]) -> list[Provider]:
     """All that a stage is measured with."""
     views, size, seed = augmentation(config), config.optim.batch_size, config.run.seed
     return [
-        Provider("torch", count, stage, root, _pack(root, source), views, size, seed)
-        for source, count in product(SOURCES, counts)
+        Provider(name, count, stage, root, _pack(root, source), views, size, seed)
+        for name, source, count in product(names, SOURCES, counts)
     ]
 
 
@@ -182,16 +195,15 @@ def measure_all(config: Config, arguments: argparse.Namespace) -> list[dict[str,
     """Every image set and stage; each result is printed as soon as it is there."""
     data = config.data
     dataset = open_dataset(data.format, data.root, data.train_split, need_labels=False, pack=data.pack)
-    results = []
+    results, names = [], pipelines()
     for enlarge in (None, arguments.enlarge) if arguments.enlarge is not None else (None,):
         with tempfile.TemporaryDirectory(prefix="cosa_fast_bench_") as folder:
             root = Path(folder)
             images = copy_images(dataset, root, arguments.images, enlarge)
             images["read_images_per_second"] = read_speed(root)
             for stage in arguments.stages:
-                compared = compare(
-                    providers(config, stage, root, arguments.workers), arguments.windows, arguments.batches
-                )
+                competing = providers(config, stage, root, arguments.workers, names)
+                compared = compare(competing, arguments.windows, arguments.batches)
                 results.append({
                     "stage": stage, "images": images, "crop": data.crop_size, "batch_size": config.optim.batch_size,
                     "batches": arguments.batches, "providers": compared,
@@ -213,7 +225,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=30, help="per window")
     parser.add_argument("--out", type=Path, help="JSON; the chart goes beside it")
     arguments = parser.parse_intermixed_args(argv)
-    numbers = [arguments.windows, arguments.batches, arguments.images, arguments.enlarge or 1, *arguments.workers]
+    numbers = [
+        arguments.windows,
+        arguments.batches,
+        arguments.images,
+        1 if arguments.enlarge is None else arguments.enlarge,
+        *arguments.workers,
+    ]
     if min(numbers) < 1:
         raise UserError("--windows, --batches, --images, --enlarge and --workers must be at least 1")
     config = load_config(arguments.config, arguments.overrides)

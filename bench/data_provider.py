@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,10 +56,26 @@ class Provider:
     def stream(self) -> Iterator[Any]:
         """Endless batches, from the same first image every time."""
         dataset = open_dataset("voc", self.root, "train", pack=self.pack)
-        if self.stage == "decode":
-            return iter(_decoding(dataset, self))
         config = replace(self.augment, strong=self.stage == "both")
-        return iter(TorchPipeline(dataset, config, self.batch_size, self.seed, workers=self.count))
+        common = (dataset, config, self.batch_size, self.seed)
+        if self.pipeline == "torch":
+            return (
+                _decoded_by_pil(dataset, self)
+                if self.stage == "decode"
+                else iter(TorchPipeline(*common, workers=self.count))
+            )
+        from data_dali import decoded_by_dali
+
+        from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+
+        if self.stage == "decode":
+            return decoded_by_dali(dataset, self.batch_size, self.seed, self.count, self.device)
+        return iter(DaliPipeline(*common, device=self.device, threads=self.count))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches are."""
+        return torch.device("cuda" if self.pipeline == "DALI GPU" else "cpu")
 
 
 @dataclass(frozen=True)
@@ -125,19 +142,20 @@ def measure(provider: Provider, batches: int) -> Window:
     """
     batches *= DECODED if provider.stage == "decode" else 1
     with closing(provider.stream()) as stream:  # type: ignore[type-var]
-        _take(stream, 1 + WARM_UP * provider.count)
+        take = partial(_take, stream, provider.device)
+        take(1 + WARM_UP * provider.count)
         processes = [os.getpid(), *_children()]
         cpu, start = _cpu_seconds(processes), time.perf_counter()
-        _take(stream, batches)
+        take(batches)
         seconds = time.perf_counter() - start
         used = _cpu_seconds(processes) - cpu
         return Window(batches * provider.batch_size, seconds, used, sum(map(_peak_bytes, processes)))
 
 
-def _take(stream: Iterator[Any], count: int) -> None:
+def _take(stream: Iterator[Any], device: torch.device, count: int) -> None:
     for _ in islice(stream, count):
         pass
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -154,7 +172,7 @@ class _Decoded(Dataset[tuple[int, int]]):
         return self.dataset.image(image_index(self.seed, position, len(self.dataset))).size
 
 
-def _decoding(dataset: ImageDataset, provider: Provider) -> Iterator[Any]:
+def _decoded_by_pil(dataset: ImageDataset, provider: Provider) -> Iterator[Any]:
     loader = DataLoader(
         _Decoded(dataset, provider.seed),
         batch_size=provider.batch_size,
