@@ -68,7 +68,7 @@ def dali_problem(device: torch.device) -> str | None:
     """Why DALI does not work on `device`; None where it does."""
     try:
         from cosa_fast.data_pipeline.dali_pipeline import check_device
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         install = 'pip install -c constraints.txt -e ".[dali]"'
         return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
     try:

@@ -28,9 +28,7 @@ def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParam
     Blur and colour operations see only real pixels, so padding enters no statistics; it is exactly 0 in both normalised
     views and 255 in the truth.
     """
-    weak = cut(image, parameters, Image.Resampling.BILINEAR)
-    if parameters.blur_radius > 0:
-        weak = weak.filter(ImageFilter.GaussianBlur(parameters.blur_radius))
+    weak = weak_region(image, parameters)
     strong = apply_colour(weak, parameters.operation, parameters.magnitude)
     size = (config.crop_size, config.crop_size)
     inside = _slices(parameters)
@@ -42,6 +40,12 @@ def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParam
     valid = torch.zeros(size, dtype=torch.bool)
     valid[inside] = True
     return Views(weak_canvas, strong_canvas, valid, None if mask is None else render_mask(mask, parameters, config))
+
+
+def weak_region(image: Image.Image, parameters: AugmentParameters) -> Image.Image:
+    """The weak view's real pixels: cut out, mirrored, blurred."""
+    region = cut(image, parameters, Image.Resampling.BILINEAR)
+    return region.filter(ImageFilter.GaussianBlur(parameters.blur_radius)) if parameters.blur_radius > 0 else region
 
 
 def cut(image: Image.Image, parameters: AugmentParameters, resample: Image.Resampling) -> Image.Image:

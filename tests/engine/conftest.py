@@ -20,7 +20,14 @@ from cosa_fast.engine import Engine
 CLASSES = 5
 
 TINY: dict[str, Any] = {
-    "data": {"format": "voc", "train_split": "train", "val_split": "val", "crop_size": 64, "workers": 0},
+    "data": {
+        "format": "voc",
+        "train_split": "train",
+        "val_split": "val",
+        "crop_size": 64,
+        "pipeline": "torch",
+        "workers": 0,
+    },
     "model": {
         "backbone": "vit_tiny_patch16_224",
         "weights": "none",

@@ -1,0 +1,282 @@
+"""The DALI pipeline keeps the contract of the portable one: same images, labels, crops; resumable; blind to masks."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cosa_fast.data_pipeline.augment import AugmentConfig
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.errors import UserError
+
+pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extra [dali])")
+
+from cosa_fast.data_pipeline import dali_source
+from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = AugmentConfig(crop_size=48)
+
+
+@pytest.fixture
+def dataset(synthetic_root: Path) -> ImageDataset:
+    return open_dataset("synthetic", synthetic_root, "train")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+def take(dataset: ImageDataset, count: int, batch_size: int = 5, device: str = "cpu", **options: Any) -> list[Batch]:
+    stream = iter(DaliPipeline(dataset, CONFIG, batch_size, 7, device=torch.device(device), **options))
+    return list(islice(stream, count))
+
+
+def portable(dataset: ImageDataset, count: int, batch_size: int = 5, **options: Any) -> list[Batch]:
+    return list(islice(TorchPipeline(dataset, CONFIG, batch_size, 7, **options), count))
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    tensors = ((a.weak, b.weak), (a.strong, b.strong), (a.labels, b.labels), (a.valid, b.valid))
+    return a.ids == b.ids and all(torch.equal(x, y) for x, y in tensors)
+
+
+def steps(a: Batch, b: Batch) -> float:
+    """Mean difference of the weak views in 8-bit steps."""
+    scale = 255 * torch.tensor(CONFIG.std).view(3, 1, 1)
+    return float(((a.weak.cpu() - b.weak.cpu()).abs() * scale).mean())
+
+
+def test_everything_but_colours_equals_the_portable_pipeline(dataset: ImageDataset, device: torch.device) -> None:
+    pairs = zip(
+        take(dataset, 12, with_truth=True, device=str(device)), portable(dataset, 12, with_truth=True), strict=True
+    )
+    for ours, other in pairs:
+        assert all(t.device.type == device.type for t in (ours.weak, ours.strong, ours.labels, ours.valid))
+        ours = ours.to("cpu")
+        assert ours.ids == other.ids
+        for name in ("weak", "strong", "labels", "valid", "truth"):
+            one, two = getattr(ours, name), getattr(other, name)
+            assert (one.shape, one.dtype) == (two.shape, two.dtype)
+        assert torch.equal(ours.labels, other.labels)
+        assert torch.equal(ours.valid, other.valid)
+        assert torch.equal(ours.truth, other.truth)  # type: ignore[arg-type]
+        for view in (ours.weak, ours.strong):
+            assert view.is_contiguous()
+            assert (view.permute(0, 2, 3, 1)[~ours.valid] == 0).all()
+        assert steps(ours, other) < 0.6
+
+
+def test_crops_land_in_the_same_pixels(make_voc: Callable[..., Path], device: torch.device) -> None:
+    """Hard edges: a shift or a mirror of one pixel would be seen."""
+    rng = np.random.default_rng(0)
+    images = {
+        f"i{k}": Image.fromarray(np.kron(rng.integers(0, 2, (9, 11), np.uint8), np.full((8, 8), 255, np.uint8)))
+        for k in range(5)
+    }
+    dataset = open_dataset("voc", make_voc(images, {id: ["cat"] for id in images}, suffix=".png"), "train")
+    config = AugmentConfig(crop_size=64, blur_probability=0, strong=False)
+    ours = DaliPipeline(dataset, config, 5, 0, device=device)
+    for a, b in islice(zip(ours, TorchPipeline(dataset, config, 5, 0), strict=True), 8):
+        assert (a.weak.cpu() - b.weak).abs().max() * 255 * max(config.std) < 4
+
+
+def test_resuming_from_a_position_continues_the_stream(dataset: ImageDataset) -> None:
+    whole, rest = take(dataset, 6), take(dataset, 3, start=15)
+    assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_iterating_again_begins_again(dataset: ImageDataset) -> None:
+    pipeline = DaliPipeline(dataset, CONFIG, 4, 1, device=torch.device("cpu"))
+    first, second = (list(islice(pipeline, 3)) for _ in range(2))
+    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_see_together_what_one_sees(dataset: ImageDataset, ranks: int) -> None:
+    """Over several epochs; each image of an epoch exactly once."""
+    whole = take(dataset, 6, batch_size=6)
+    parts = [take(dataset, 6, batch_size=6, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for number, batch in enumerate(whole):
+        pieces = [part[number] for part in parts]
+        assert [id for piece in pieces for id in piece.ids] == batch.ids
+        assert torch.equal(torch.cat([piece.strong for piece in pieces]), batch.strong)
+        assert torch.equal(torch.cat([piece.valid for piece in pieces]), batch.valid)
+    ids = [id for batch in whole for id in batch.ids]
+    assert [sorted(ids[epoch : epoch + 12]) for epoch in (0, 12, 24)] == [sorted(dataset.ids)] * 3
+
+
+@pytest.mark.parametrize("options", [{"threads": 3}, {"prefetch": 1}, {"prefetch": 5, "threads": 2}])
+def test_threads_and_prefetching_do_not_change_the_stream(dataset: ImageDataset, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert all(equal(a, b) for a, b in zip(take(dataset, 5), take(dataset, 5, **options), strict=True))
+    assert torch.equal(torch.get_rng_state(), before), "the pipeline must not touch the global generator"
+
+
+def test_a_batch_outlives_those_after_it(dataset: ImageDataset, device: torch.device) -> None:
+    """Batches are DALI's own memory: it must not be used again while somebody holds them."""
+    stream = iter(DaliPipeline(dataset, CONFIG, 4, 0, device=device, prefetch=1))
+    held = [next(stream) for _ in range(3)]
+    copies = [batch.map(torch.clone) for batch in held]
+    for _ in range(20):
+        next(stream)
+    assert all(equal(a, b) for a, b in zip(held, copies, strict=True))
+    stream.close()  # type: ignore[attr-defined]
+    assert all(equal(a, b) for a, b in zip(held, copies, strict=True))
+
+
+def test_training_never_opens_a_mask(synthetic_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset("synthetic", synthetic_root, "train")
+    monkeypatch.setattr(ImageDataset, "_read_mask", lambda *_: pytest.fail("a mask was opened"))
+    assert take(dataset, 2)[0].truth is None
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def test_every_kind_of_file_is_read_as_pil_reads_it(tmp_path: Path, synthetic_root: Path) -> None:
+    """Same pixels, whoever decodes: with nothing but a crop of the native size both pipelines agree exactly."""
+    source = Image.open(next((synthetic_root / "JPEGImages").glob("*.jpg"))).convert("RGB").crop((0, 0, 48, 40))
+    alpha = source.convert("RGBA")
+    alpha.putalpha(Image.linear_gradient("L").resize(source.size))
+    palette = source.quantize(16)
+    palette.info["transparency"] = 3
+    deep = Image.fromarray(np.asarray(source.convert("L"), np.uint16) * 257)
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.jpg": (source, {}),
+        "progressive.jpg": (source, {"progressive": True}),
+        "full_chroma.jpg": (source, {"subsampling": 0}),
+        "gray.jpg": (source.convert("L"), {}),
+        "cmyk.jpg": (source.convert("CMYK"), {}),
+        "rgb.jpg": (source, {"keep_rgb": True}),
+        **{f"turned{turn}.jpg": (source, {"exif": exif(turn)}) for turn in range(1, 9)},
+        "alpha.png": (alpha, {}),
+        "gray_alpha.png": (alpha.convert("LA"), {}),
+        "palette.png": (palette, {"transparency": 3}),
+        "bilevel.png": (source.convert("1"), {}),
+        "deep.png": (deep, {}),
+        "turned.png": (source, {"exif": exif(6)}),
+        "frames.gif": (source, {"save_all": True, "append_images": [alpha]}),
+        "lossy.webp": (source, {}),
+        "cmyk.tif": (source.convert("CMYK"), {}),
+        "plain.bmp": (source, {}),
+    }
+    (tmp_path / "images").mkdir()
+    for name, (image, options) in files.items():
+        image.save(tmp_path / "images" / name, **options)
+    names = list(files)
+    dataset = ImageDataset(("x",), names, [tmp_path / "images" / name for name in names], AnyLabels(len(names)))
+    config = AugmentConfig(crop_size=48, scale_range=(1, 1), flip_probability=0, blur_probability=0, strong=False)
+    (ours,) = islice(DaliPipeline(dataset, config, len(names), 0, device=torch.device("cpu")), 1)
+    (other,) = islice(TorchPipeline(dataset, config, len(names), 0), 1)
+    assert ours.ids == other.ids
+    assert set(ours.ids) == set(names)
+    for id, a, b in zip(ours.ids, ours.weak, other.weak, strict=True):
+        assert (a - b).abs().max() < 1e-5, id
+
+
+class AnyLabels:
+    """A label table in which every image has every class."""
+
+    def __init__(self, length: int) -> None:
+        self.present = np.ones((length, 1), bool)
+        self.labelled = np.ones(length, bool)
+
+
+def test_extreme_sizes_go_through(make_voc: Callable[..., Path]) -> None:
+    images = {"dot": Image.new("RGB", (1, 1)), "line": Image.new("RGB", (8000, 1)), "grey": Image.new("L", (30, 8000))}
+    dataset = open_dataset("voc", make_voc(images, {id: [] for id in images}), "train")
+    for ours, other in zip(take(dataset, 4, batch_size=6), portable(dataset, 4, batch_size=6), strict=True):
+        assert torch.equal(ours.valid, other.valid)
+        assert steps(ours, other) < 0.6
+
+
+def test_an_error_comes_at_its_place_in_the_stream(make_voc: Callable[..., Path]) -> None:
+    """Everything before the bad image is handed out, however far DALI and its threads have read ahead."""
+    images: dict[str, Image.Image | bytes] = {f"i{k}": Image.new("RGB", (20, 20), (k, 90, 9)) for k in range(12)}
+    root = make_voc(images, {id: ["cat"] for id in images})
+    dataset = open_dataset("voc", root, "train")
+    order = [id for batch in portable(dataset, 12, batch_size=1) for id in batch.ids]
+    whole = (root / "JPEGImages" / f"{order[7]}.jpg").read_bytes()
+    (root / "JPEGImages" / f"{order[7]}.jpg").write_bytes(whole[: len(whole) // 2])
+    stream = iter(DaliPipeline(dataset, CONFIG, 2, 7, device=torch.device("cpu"), prefetch=3, threads=2))
+    assert [id for batch in islice(stream, 3) for id in batch.ids] == order[:6]
+    with pytest.raises(UserError, match=f"{order[7]}.jpg: cannot be read"):
+        next(stream)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_file_that_dali_cannot_decode_is_left_to_pil(
+    make_voc: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    """A decoder that fails in mid-stream, at a file that looked harmless: the stream goes on at that very batch."""
+    images: dict[str, Image.Image | bytes] = {f"i{k}": Image.new("RGB", (20, 20), (k, 90, 9)) for k in range(12)}
+    root = make_voc(images, {id: ["cat"] for id in images})
+    dataset = open_dataset("voc", root, "train")
+    order = [id for batch in portable(dataset, 12, batch_size=1) for id in batch.ids]
+    bad = root / "JPEGImages" / f"{order[7]}.jpg"
+    if readable:
+        Image.new("RGB", (20, 20), (9, 90, 9)).save(bad, "GIF")
+    else:
+        bad.write_bytes(bad.read_bytes()[:-30])
+    monkeypatch.setattr(dali_source, "plain_jpeg_size", lambda path, data: (20, 20))
+    stream = iter(DaliPipeline(dataset, CONFIG, 2, 7, device=torch.device("cpu"), prefetch=3))
+    ours = list(islice(stream, 3))
+    if readable:
+        ours += islice(stream, 9)
+    else:
+        with pytest.raises(UserError, match=bad.name):
+            next(stream)
+    for batch, other in zip(ours, portable(dataset, 12 if readable else 3, batch_size=2), strict=True):
+        assert batch.ids == other.ids
+        assert steps(batch, other) < 0.6
+
+
+def test_closing_the_stream_ends_its_threads(dataset: ImageDataset) -> None:
+    before = threading.active_count()
+    stream = iter(DaliPipeline(dataset, CONFIG, 4, 0, device=torch.device("cpu"), threads=3))
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), 2); time.sleep(9)", "1 / 0"])
+def test_a_program_that_ends_in_mid_stream_leaves_at_once(synthetic_root: Path, end: str) -> None:
+    program = f"""
+import os, time, torch
+from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.data_pipeline.dali_pipeline import AugmentConfig, DaliPipeline
+dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
+stream = iter(DaliPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, device=torch.device("cpu"), threads=2))
+next(stream)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=25)
+    assert done.returncode not in (0, -6, -11), done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"start": -1}, {"threads": 0}, {"prefetch": 0}, {"rank": 2, "ranks": 2}]
+)
+def test_impossible_arguments_are_named(dataset: ImageDataset, wrong: dict[str, int]) -> None:
+    arguments = {"batch_size": 2, **wrong}
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DaliPipeline(dataset, CONFIG, arguments.pop("batch_size"), 0, device=torch.device("cpu"), **arguments)
