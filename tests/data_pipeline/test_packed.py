@@ -98,6 +98,21 @@ def test_batches_are_those_of_loose_files(packed_root: Path, workers: int) -> No
         assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("weak", "strong", "labels", "valid"))
 
 
+def test_dali_reads_packs_too(packed_root: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="the DALI pipeline needs nvidia-dali-cuda130")
+    from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+
+    loose, packed = (
+        next(iter(DaliPipeline(dataset, AugmentConfig(crop_size=48), 6, 7, device=torch.device("cpu"), threads=2)))
+        for dataset in (
+            open_dataset("voc", packed_root, "train"),
+            open_dataset("voc", packed_root, "train", pack=packed_root / "train.tar"),
+        )
+    )
+    assert loose.ids == packed.ids
+    assert torch.equal(loose.strong, packed.strong)
+
+
 def test_real_images_are_read_unchanged(voc_animals: Path, tmp_path: Path) -> None:
     dataset = open_dataset("voc", voc_animals, "val")
     pack_split(dataset, "val", tmp_path / "val.tar")
