@@ -27,6 +27,7 @@ setup(
         "bench": ["matplotlib>=3.9", "scikit-learn>=1.5"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "crf": ["pydensecrf2>=1.1"],
+        "xformers": ["xformers>=0.0.35"],
         "dev": [
             "pycocotools>=2.0.8",
             "pydensecrf2>=1.1",

@@ -22,9 +22,10 @@ from PIL import Image
 from cosa_fast import manifest
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.augment import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters, Box, draw
+from cosa_fast.data_pipeline.dali_feed import File
 from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, decode
-from cosa_fast.data_pipeline.dali_pipeline import INPUTS, DaliPipeline
-from cosa_fast.data_pipeline.dali_source import Sample, arguments
+from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, arguments
 from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
 from cosa_fast.data_pipeline.images import lossless, read_image
 from cosa_fast.data_pipeline.pixels import apply_colour as apply_colour_with_pil
@@ -175,7 +176,7 @@ def _with_dali(
     gpu = device.type == "cuda"
     none = torch.zeros(0)
     batch = [
-        Sample(0, "", np.frombuffer(file, np.uint8), size, p, none, None, [])
+        Sample(File(0, np.frombuffer(file, np.uint8), size), "", p, none, None, [])
         for file, size, p in zip(files, sizes, parameters, strict=True)
     ]
     inputs = arguments(batch, CROP)

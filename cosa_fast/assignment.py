@@ -2,7 +2,8 @@
 section 3)."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,12 @@ class AssignedMaps:
     grid_confidence: Tensor
     grid_category: Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence["AssignedMaps"]) -> "AssignedMaps":
+        """Those of the whole batch from those of its parts, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 @dataclass
 class Assignment:
@@ -33,6 +40,19 @@ class Assignment:
     cam_aux: AssignedMaps | None
     seg_logits: list[Tensor]
 
+    @classmethod
+    def join(cls, parts: Sequence["Assignment"]) -> "Assignment":
+        """That of the whole batch from those of its parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        aux = [part.cam_aux for part in parts if part.cam_aux is not None]
+        halves = [[logits.chunk(2) for logits in scale] for scale in zip(*(p.seg_logits for p in parts), strict=True)]
+        return cls(
+            AssignedMaps.join([part.cam for part in parts]),
+            AssignedMaps.join(aux) if aux else None,
+            [torch.cat([pair[side] for side in (0, 1) for pair in scale]) for scale in halves],
+        )
+
 
 class AssignmentNetwork:
     """A copy of the online network whose weights follow Θ' ← mΘ' + (1 − m)Θ; it gets no gradient."""
@@ -41,6 +61,8 @@ class AssignmentNetwork:
         self._config = config
         self._backend = backend
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
+        if config.attention != "sdpa":
+            self.model.encoder.pack(config.attention)
         # What the forward pass runs: the model itself, or a copy of it in another type that somebody keeps equal.
         self.compute = self.model
         self._pairs = self._match(student)
@@ -63,7 +85,7 @@ class AssignmentNetwork:
     @torch.no_grad()
     def assign(self, images: Tensor, labels: Tensor, valid: Tensor) -> Assignment:
         """Pseudo-labels for the weak views: images (B, 3, H, W), labels (B, C), valid (B, H, W) bool."""
-        outputs = [self._forward(images, scale) for scale in self._config.scales]
+        outputs = self._forward(images)
         size = (images.shape[2], images.shape[3])
         stride = self.model.stride
         grid = (size[0] // stride, size[1] // stride)
@@ -81,15 +103,21 @@ class AssignmentNetwork:
             seg_logits=[output.segmentation() for output in outputs],
         )
 
-    def _forward(self, images: Tensor, scale: float) -> Outputs:
-        """Outputs for [images; flipped images] at one scale. Without the flip its place is taken by the mirrored
+    def _forward(self, images: Tensor) -> list[Outputs]:
+        """Outputs for [images; flipped images] at each scale. Without the flip its place is taken by the mirrored
         maps of the images themselves, so that maxima stay and the temperature of the summed logits keeps its
         meaning."""
-        scaled = resize_to_stride(images, scale, self.model.stride).to(next(self.compute.parameters()).dtype)
+        rows = [self._rows(images, scale) for scale in self._config.scales]
+        packed = self._config.attention != "sdpa"
+        outputs = self.compute.forward_packed(rows) if packed else [self.compute(each) for each in rows]
         if self._config.flip:
-            return self.compute(torch.cat([scaled, scaled.flip(-1)]))
-        output = self.compute(scaled)
-        return Outputs._make(None if item is None else _with_mirror(item) for item in output)
+            return outputs
+        return [Outputs._make(None if item is None else _with_mirror(item) for item in each) for each in outputs]
+
+    def _rows(self, images: Tensor, scale: float) -> Tensor:
+        """What the network receives at a scale."""
+        scaled = resize_to_stride(images, scale, self.model.stride).to(next(self.compute.parameters()).dtype)
+        return torch.cat([scaled, scaled.flip(-1)]) if self._config.flip else scaled
 
 
 def resize_to_stride(images: Tensor, scale: float, stride: int) -> Tensor:

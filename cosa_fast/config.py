@@ -22,8 +22,9 @@ class DataConfig:
     file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with.
 
     `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
-    with). `workers`: processes of the torch pipeline, threads of DALI. `prefetch`: batches prepared ahead (torch: by
-    each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of the set."""
+    with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
+    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of
+    the set."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -65,10 +66,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON)."""
+    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
+
+    `attention`: "sdpa" runs a ViT once per scale; the others pack all scales into one pass and differ in the kernel
+    that keeps attention within each image (cosa_fast/attention.py)."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
+    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
 
@@ -117,10 +122,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0."""
+    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
+    small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
 
     iterations: int = bounded(32000, low=1)
     batch_size: int = bounded(4, low=1)
+    accumulate: int = bounded(1, low=1)
     cotrain_after: int = bounded(6000, low=0)
     lr: float = bounded(6e-5, low=0.0)
     head_multiplier: float = bounded(10.0, low=0.0)
@@ -135,7 +142,8 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
     the mean besides
-    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all)."""
+    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all). `batch_size`:
+    images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -144,6 +152,7 @@ class EvalConfig:
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
     limit: int | None = bounded(None, low=1)
+    batch_size: int = bounded(1, low=1)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def _convert(value: Any, kind: Any, where: str, name: str) -> Any:
             return None
         return _convert(value, next(option for option in options if option is not type(None)), where, name)
     if origin is Literal:
+        if isinstance(value, bool) and "off" in options:
+            value = "on" if value else "off"  # which YAML reads as booleans
         if value not in options:
             nearest = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -9,6 +9,7 @@ from cosa_fast.config import Config
 from cosa_fast.data_pipeline.augment import AugmentConfig
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError
 
@@ -67,7 +68,7 @@ def choose_pipeline(config: Config, device: torch.device, before: Pipeline | Non
 def dali_problem(device: torch.device) -> str | None:
     """Why DALI does not work on `device`; None where it does."""
     try:
-        from cosa_fast.data_pipeline.dali_pipeline import check_device
+        from cosa_fast.data_pipeline.dali_feed import check_device
     except (ImportError, OSError) as error:
         install = 'pip install -c constraints.txt -e ".[dali]"'
         return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
@@ -76,6 +77,11 @@ def dali_problem(device: torch.device) -> str | None:
     except RuntimeError as error:
         return f"DALI does not work on {device} ({str(error).splitlines()[0]})"
     return None
+
+
+def loading(config: Config, pipeline: Pipeline) -> Loading:
+    """How an evaluation reads its images."""
+    return Loading(pipeline, max(1, config.data.workers), config.data.prefetch)
 
 
 def open_pipeline(

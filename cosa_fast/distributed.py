@@ -36,11 +36,6 @@ class Ranks:
         """Whether this rank writes logs, checkpoints and results."""
         return self.rank == 0
 
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The group to sum over; None for a process alone."""
-        return dist.group.WORLD if self.size > 1 else None
-
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place; nothing to do alone."""
         if self.size > 1:
@@ -76,14 +71,18 @@ class Ranks:
             raise error
         raise QuietError("said by another process")
 
-    def share(self, batch_size: int) -> int:
-        """Images of this rank in a batch of `batch_size`; UserError unless they can be shared out evenly."""
+    def share(self, batch_size: int, parts: int = 1) -> int:
+        """Images of this rank in a batch of `batch_size`; UserError unless they, and these in `parts`, can be shared
+        out evenly."""
         if batch_size % self.size:
             raise UserError(
                 f"optim.batch_size = {batch_size} cannot be shared by {self.size} processes; "
                 "give a multiple of --nproc-per-node × --nnodes"
             )
-        return batch_size // self.size
+        own = batch_size // self.size
+        if own % parts:
+            raise UserError(f"optim.accumulate = {parts} must divide the {own} images that each process has of a batch")
+        return own
 
 
 ALONE = Ranks()

@@ -6,7 +6,7 @@ conv_head and its batch norm); F† is the output of an earlier stage of the sam
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from cosa_fast import torchvision_compat  # noqa: F401  (must come before timm)
 
 import timm  # isort: skip
 
+from cosa_fast.attention import Segments, embed, pack, run_packed, segments_of
 from cosa_fast.errors import UserError
 
 CNN_STRIDE = 16
@@ -88,6 +89,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.checkpoint_blocks = False
+        self.packed = "sdpa"
+        self._segments: dict[tuple[tuple[int, int], ...], Segments] = {}
         self.is_vit = _is_vit(backbone)
         self.stride = _patch_size(backbone) if self.is_vit else CNN_STRIDE
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0)) if self.is_vit else 0
@@ -111,9 +114,7 @@ class Encoder(nn.Module):
 
         h = H / stride, w = W / stride. ValueError if a side is no multiple.
         """
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"images: sides must be multiples of the patch size {self.stride}, got {height}x{width}")
+        height, width = self._check_sides(images)
         if not self.is_vit:
             features, levels = self._run(images, [self._level])
             return features, levels[0] if self._has_aux else None
@@ -122,6 +123,30 @@ class Encoder(nn.Module):
         features = _to_map(tokens[:, self.prefix_tokens :], grid)
         return features, _to_map(levels[0], grid) if self._has_aux else None
 
+    def pack(self, kind: str) -> None:
+        """Make `forward_packed` possible, with attention by the kernel `kind` (cosa_fast/attention.py). UserError if
+        the backbone is no plain ViT."""
+        pack(self.backbone, kind)
+        self.packed = kind
+
+    def forward_packed(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        """As forward, for batches of several sizes in one pass."""
+        for batch in images:
+            self._check_sides(batch)
+        grids = [(batch.shape[-2] // self.stride, batch.shape[-1] // self.stride) for batch in images]
+        embedded = [embed(self.backbone, batch) for batch in images]
+        groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
+        if groups not in self._segments:  # once: it comes from the host
+            self._segments[groups] = segments_of(groups, self.packed, images[0].device)
+        final, levels = run_packed(self.backbone, embedded, self._segments[groups], self._level)
+        return [
+            (
+                _to_map(tokens[:, self.prefix_tokens :], grid),
+                _to_map(level[:, self.prefix_tokens :], grid) if self._has_aux else None,
+            )
+            for tokens, level, grid in zip(final, levels, grids, strict=True)
+        ]
+
     def train(self, mode: bool = True) -> "Encoder":
         """As nn.Module.train, but batch norm stays on its stored statistics."""
         super().train(mode)
@@ -129,6 +154,12 @@ class Encoder(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    def _check_sides(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"images: sides must be multiples of the patch size {self.stride}, got {height}x{width}")
+        return height, width
 
     def _require_recomputation(self) -> None:
         """UserError unless the backbone can recompute its blocks, and does so where F and F† come from."""

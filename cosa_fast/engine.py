@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cosa_fast.assignment import Assignment, AssignmentNetwork, valid_on_grid
+from cosa_fast.attention import check_attention
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import check_backend
@@ -78,17 +79,41 @@ class EngineBase:
     def check(self) -> None:
         """Raise NonFiniteLoss if a step since the last check had to be left out."""
 
-    def _losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """This rank's shares of the terms, and the statistics."""
-        cotraining = self.cotraining
-        outputs = self.online(batch.strong.to(next(self.online.parameters()).dtype), seg=cotraining)
-        terms = self.objective.classification(outputs, batch.labels)
-        if not cotraining:
-            return terms, {}
-        assignment = self.teacher.assign(batch.weak, batch.labels, batch.valid)
-        self._update_thresholds(assignment, batch)
-        terms |= self.objective.cotraining(outputs, assignment, batch, self.threshold_values, self._step_seed)
-        return terms, self._statistics(assignment, batch)
+    def _learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Forward and backward passes over this rank's batch, in `optim.accumulate` parts: its shares of the terms,
+        their weighted sum, and the statistics. The gradients are what one pass over the whole batch gives."""
+        parts, cotraining, statistics = batch.split(self.config.optim.accumulate), self.cotraining, {}
+        assignments: list[Assignment] = []
+        if cotraining:
+            assignments = [self.teacher.assign(part.weak, part.labels, part.valid) for part in parts]
+            assignment = Assignment.join(assignments)
+            self._update_thresholds(assignment, batch)
+            statistics = self._statistics(assignment, batch)
+            if len(parts) > 1:
+                self.objective.count(parts, assignments, self.threshold_values)
+        shares = [self._learn_part(part, index, assignments) for index, part in enumerate(parts)]
+        totals = {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+        return totals, totals.pop("loss"), statistics
+
+    def _learn_part(self, part: Batch, index: int, assignments: list[Assignment]) -> dict[str, Tensor]:
+        """The terms of one part, and as `loss` what was propagated back."""
+        terms = self._losses(part, index, assignments)
+        loss = self.objective.total(terms)
+        self._backward(loss, first=index == 0)
+        return {name: term.detach() for name, term in (*terms.items(), ("loss", loss))}
+
+    def _losses(self, part: Batch, index: int, assignments: list[Assignment]) -> dict[str, Tensor]:
+        """The terms of one part's images, their share in those of the whole batch."""
+        outputs = self.online(part.strong.to(next(self.online.parameters()).dtype), seg=bool(assignments))
+        terms = self.objective.classification(outputs, part.labels)
+        if assignments:
+            seed = (self._step_seed + index) % 2**63
+            terms |= self.objective.cotraining(outputs, assignments[index], part, self.threshold_values, seed)
+        return terms
+
+    def _backward(self, loss: Tensor, first: bool) -> None:
+        """Add this part's gradients to those of the step, or begin anew with them."""
+        raise NotImplementedError
 
     def _update_thresholds(self, assignment: Assignment, batch: Batch) -> None:
         for threshold, maps in zip(self.thresholds, (assignment.cam, assignment.cam_aux), strict=True):
@@ -109,7 +134,7 @@ class EngineBase:
 
     def _metrics(self, loss: Tensor, terms: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         shares = {"loss": loss, **terms}
-        return {name: value.detach() * self.ranks.size for name, value in shares.items()} | statistics
+        return {name: value * self.ranks.size for name, value in shares.items()} | statistics
 
     def _optimizer_state(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -141,6 +166,7 @@ class Engine(EngineBase):
     """The plain step: torch.optim.AdamW, a moving average over parameter lists, and a look at every number."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        check_attention(config.teacher.attention, device, torch.float32)
         super().__init__(config, num_classes, device, ranks)
         self.optimizer = build_optimizer(self.student, config.optim)
 
@@ -154,15 +180,11 @@ class Engine(EngineBase):
         # Random layers of a backbone (dropout, stochastic depth): like the data, a function of seed and iteration.
         torch.manual_seed(self._step_seed)
         before = [threshold.state_dict() for threshold in self.thresholds]
-        terms, statistics = self._losses(batch)
-        loss = self.objective.total(terms)
+        terms, loss, statistics = self._learn(batch)
+        for gradient in self._gradients():
+            self.ranks.sum_(gradient)
         try:
-            self._check_finite({**terms, "loss": loss})
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for gradient in self._gradients():
-                self.ranks.sum_(gradient)
-            self._check_finite({"gradient": torch.nn.utils.get_total_norm(self._gradients())})
+            self._check_finite({**terms, "loss": loss, "gradient": torch.nn.utils.get_total_norm(self._gradients())})
         except NonFiniteLoss:
             for threshold, state in zip(self.thresholds, before, strict=True):
                 threshold.load_state_dict(state)
@@ -171,6 +193,11 @@ class Engine(EngineBase):
         self.teacher.update()
         self.iteration += 1
         return {**self._metrics(loss, terms, statistics), "lr": torch.tensor(rate)}
+
+    def _backward(self, loss: Tensor, first: bool) -> None:
+        if first:
+            self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

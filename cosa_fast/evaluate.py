@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cosa_fast.checkpoint import Networks, load_networks
 from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, config_from_dict, config_to_dict
+from cosa_fast.data import Pipeline, choose_pipeline, loading
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.datasets import open_dataset
 from cosa_fast.device import pick_device
@@ -34,7 +35,8 @@ def evaluate(
     """Evaluate the named networks ("student", "teacher") of a checkpoint on config.data's val_split."""
     device = pick_device(config.run.device)
     dataset = _open(config, networks.classes)
-    return {name: _evaluate(networks, name, dataset, config, device, limit) for name in names}
+    pipeline, _ = choose_pipeline(config, device)
+    return {name: _evaluate(networks, name, dataset, config, device, limit, pipeline) for name in names}
 
 
 def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:
@@ -98,7 +100,13 @@ def _open(config: Config, classes: tuple[str, ...]) -> ImageDataset:
 
 
 def _evaluate(
-    networks: Networks, name: str, dataset: ImageDataset, config: Config, device: torch.device, limit: int | None
+    networks: Networks,
+    name: str,
+    dataset: ImageDataset,
+    config: Config,
+    device: torch.device,
+    limit: int | None,
+    pipeline: Pipeline,
 ) -> EvalResult:
     model = (networks.student if name == "student" else networks.teacher).to(device)
     with tqdm(desc=NAMES[name], unit="image", leave=False, disable=None) as bar:
@@ -119,6 +127,7 @@ def _evaluate(
             thresholds=networks.thresholds,
             limit=limit,
             progress=progress,
+            loading=loading(config, pipeline),
         )
 
 

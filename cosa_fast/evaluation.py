@@ -1,6 +1,7 @@
 """Evaluation of one network on one set of images with masks (METHOD section 7).
 
-Images are read one by one at their own size; of each only counts are kept, so memory does not grow with the set.
+Images are forwarded at their own size, those of one size together if asked for; of each only counts are kept, so memory
+does not grow with the set.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cosa_fast.cam import normalised_cams, present_classes, strongest
+from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluation_stream
 from cosa_fast.data_pipeline.files import hint
-from cosa_fast.data_pipeline.pixels import normalise
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import CamScore, EvalResult, Score
-from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
+from cosa_fast.inference import allowed_classes, best_class, forward_scales, inference, of_image, summed_logits
 from cosa_fast.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
 
 if TYPE_CHECKING:
@@ -40,11 +41,12 @@ def evaluate_network(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
+    loading: Loading = BY_PIL,
 ) -> EvalResult:
     """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
 
     classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread. ranks: share
-    the images out; every rank returns the result over all of them.
+    the images out; every rank returns the result over all of them. loading: how the images are read.
     The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
     classes that the classifier predicts) the teacher's; a scale that
     both name is computed once. progress(done, total) is called after each image.
@@ -57,22 +59,27 @@ def evaluate_network(
     coexistence = class_indices(eval.coexistence, classes, "eval.coexistence")
     chosen = _spread(len(dataset), limit)
     counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
+    stream = evaluation_stream(
+        dataset, chosen[ranks.rank :: ranks.size], eval.batch_size, mean, std, torch.device(device), loading
+    )
     with inference(model):
-        for done, index in enumerate(chosen[ranks.rank :: ranks.size], start=1):
-            image = normalise(dataset.image(index), mean, std).to(device)
-            truth = torch.from_numpy(dataset.mask(index)).to(device)
-            outputs = forward_scales(
+        done = 0
+        for images, truths in stream:
+            batch = forward_scales(
                 model,
-                image,
+                images,
                 (*eval.scales, *teacher.scales),
                 flip=eval.flip or teacher.flip,
                 seg_scales=eval.scales,
             )
-            present = present_classes(truth)
-            counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, present, truth)
-            counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
-            if progress is not None:
-                progress(done, len(chosen))
+            for number, truth in enumerate(truths):
+                outputs = of_image(batch, number, len(images))
+                present = present_classes(truth)
+                counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, present, truth)
+                counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
+                done += 1
+                if progress is not None:
+                    progress(done, len(chosen))
     for tensor in counts.tensors():
         ranks.sum_(tensor)
     return counts.result(len(chosen), indices, coexistence)

@@ -67,7 +67,8 @@ class FlatNetworks:
             return torch.zeros(count, dtype=kind, device=device)
 
         self.parameters, self.ema, self.exp_avg, self.exp_avg_sq = (buffer() for _ in range(4))
-        self.gradients = buffer(dtype)
+        # Sums over several parts of a batch would lose digits in a half type.
+        self.gradients = buffer(dtype if config.optim.accumulate == 1 else torch.float32)
         self._attach(student, self.parameters)
         self._attach(teacher, self.ema)
         self.online, self.assigning = student, teacher
@@ -88,16 +89,19 @@ class FlatNetworks:
         for parameter in self._trained:
             parameter.grad = None
 
-    def collect_gradients(self) -> Tensor:
-        """After a backward pass: all gradients in one flat buffer, 0 where a parameter has none."""
+    def collect_gradients(self, *, add: bool) -> None:
+        """After a backward pass: all gradients into the flat buffer `gradients`, 0 where a parameter has none; added to
+        what is there for a later part of a batch."""
         active = [parameter.grad is not None for parameter in self._trained]
         self._plan(active)
         found = [p.grad for p in self._trained if p.grad is not None]
-        if len(found) < len(active):
+        if len(found) < len(active) and not add:
             self.gradients.zero_()
         views = [view for view, used in zip(self._gradient_views, active, strict=True) if used]
-        torch._foreach_copy_(views, found)
-        return self.gradients
+        if add:
+            torch._foreach_add_(views, found)
+        else:
+            torch._foreach_copy_(views, found)
 
     def update(self, lr: Tensor, momentum: float, enabled: Tensor, backend: str) -> None:
         """AdamW and moving average of everything that had a gradient; nothing happens where `enabled` () is False."""

@@ -5,11 +5,14 @@ It computes what cosa_fast.engine.Engine computes. A number that is not finite i
 nothing is updated any more, and `check()`, at the next log point, says which step it was.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cosa_fast.attention import check_attention
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
@@ -27,8 +30,10 @@ class FusedEngine(EngineBase):
     """EngineBase on flat buffers."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        dtype = compute_type(config, device)
+        check_attention(config.teacher.attention, device, dtype)
         super().__init__(config, num_classes, device, ranks)
-        self.networks = FlatNetworks(self.student, self.teacher.model, config, compute_type(config, device))
+        self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
         self.teacher.compute = self.networks.assigning
         if compiles(config, device):
             for network in (self.networks.online, self.networks.assigning):
@@ -56,16 +61,18 @@ class FusedEngine(EngineBase):
         """The step itself: device work only, of static shapes."""
         state = [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
         before = [tensor.clone() for tensor in state]
-        terms, statistics = self._losses(batch)
-        loss = self.objective.total(terms)
-        self.networks.clear_gradients()
-        loss.backward()
-        gradients = self.ranks.sum_(self.networks.collect_gradients())
+        terms, loss, statistics = self._learn(batch)
+        gradients = self.ranks.sum_(self.networks.gradients)
         self._judge({**terms, "loss": loss, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
         self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(self._healthy, tensor, old))
         return {**self._metrics(loss, terms, statistics), "lr": self._rate.clone()}
+
+    def _backward(self, loss: Tensor, first: bool) -> None:
+        self.networks.clear_gradients()
+        loss.backward()
+        self.networks.collect_gradients(add=not first)
 
     def check(self) -> None:
         """Wait for the device; NonFiniteLoss, once, if a step could not be done. The state is that before it."""
@@ -160,6 +167,9 @@ def captures(config: Config, device: torch.device) -> bool:
 
 
 def compile_blocks(network: CoSANet) -> None:
-    """Compile the encoder block by block: they are alike, so that one compilation serves all of them."""
+    """Compile the encoder block by block: they are alike, so that one compilation serves all of them. What is compiled
+    is kept for later runs, in TORCHINDUCTOR_CACHE_DIR or the user's cache folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "cosa_fast" / "inductor"))
     for block in getattr(network.encoder.backbone, "blocks", []):
         block.compile(dynamic=False)

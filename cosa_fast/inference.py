@@ -1,19 +1,17 @@
-"""Multi-scale, flipped inference on one image of any size: what evaluation, prediction and the gallery share."""
+"""Multi-scale, flipped inference on images of any size: what evaluation, prediction and the gallery share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosa_fast.assignment import resize_to_stride
-
-if TYPE_CHECKING:
-    from cosa_fast.model import CoSANet, Outputs
+from cosa_fast.model import CoSANet, Outputs
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
@@ -33,20 +31,32 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def forward_scales(
-    model: CoSANet, image: Tensor, scales: Iterable[float], *, flip: bool, seg_scales: Iterable[float]
+    model: CoSANet, images: Tensor, scales: Iterable[float], *, flip: bool, seg_scales: Iterable[float]
 ) -> dict[float, Outputs]:
-    """One forward per scale on [image, flipped image].
+    """One forward per scale on [images; flipped images].
 
-    image: (3, H, W) normalised. flip: whether row 1, the flipped image, is computed.
+    images: (N, 3, H, W) normalised. flip: whether rows N.., the flipped images, are computed.
     seg_scales: the scales at which the decoder runs; elsewhere Outputs.seg is None.
     """
     wanted = set(seg_scales)
     outputs = {}
     for scale in dict.fromkeys(scales):
-        scaled = resize_to_stride(image[None], scale, model.stride)
+        scaled = resize_to_stride(images, scale, model.stride)
         rows = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         outputs[scale] = model(rows, seg=scale in wanted)
     return outputs
+
+
+def of_image(outputs: dict[float, Outputs], number: int, count: int) -> dict[float, Outputs]:
+    """The part of `forward_scales` that belongs to one of `count` images: row 0, and row 1 of the flipped one if there
+    are flipped ones.
+    """
+
+    def part(output: Outputs) -> Outputs:
+        values: list[Any] = [None if value is None else value[number::count] for value in output]
+        return Outputs(*values)
+
+    return {scale: part(output) for scale, output in outputs.items()}
 
 
 def summed_logits(segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
@@ -94,7 +104,7 @@ def segment(
     allowed: (K,) bool, the classes that may be predicted (label-aware); None leaves all of them in (label-free).
     """
     with inference(model):
-        outputs = forward_scales(model, image, scales, flip=flip, seg_scales=scales)
+        outputs = forward_scales(model, image[None], scales, flip=flip, seg_scales=scales)
         prediction = torch.empty(size, dtype=torch.uint8)
         segs = [output.seg for output in outputs.values() if output.seg is not None]
         for rows, logits in summed_logits(segs, size):

@@ -1,6 +1,7 @@
 """The network that ON and AN share (METHOD: Model): encoder, two classifiers, LargeFOV segmentation head."""
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -80,12 +81,11 @@ class CoSANet(nn.Module):
     def forward(self, images: Tensor, seg: bool = True) -> Outputs:
         """images (B, 3, H, W), normalised; seg=False leaves the segmentation head out."""
         features, features_aux = self.encoder(images)
-        logits, cam = self._classify(features, self.classifier)
-        segmentation = self.decoder(features) if seg else None
-        if self.classifier_aux is None:
-            return Outputs(logits, cam, segmentation, None, None)
-        logits_aux, cam_aux = self._classify(features_aux, self.classifier_aux)
-        return Outputs(logits, cam, segmentation, logits_aux, cam_aux)
+        return self._heads(features, features_aux, seg)
+
+    def forward_packed(self, images: Sequence[Tensor]) -> list[Outputs]:
+        """As forward with seg=True, for batches of several sizes in one pass of the encoder."""
+        return [self._heads(features, aux, seg=True) for features, aux in self.encoder.forward_packed(images)]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the encoder (the frozen position embedding is not among them)."""
@@ -95,6 +95,14 @@ class CoSANet(nn.Module):
         """Parameters of both classifiers and the segmentation head."""
         heads = [self.classifier, self.classifier_aux, self.decoder]
         return [parameter for head in heads if head is not None for parameter in head.parameters()]
+
+    def _heads(self, features: Tensor, features_aux: Tensor | None, seg: bool) -> Outputs:
+        logits, cam = self._classify(features, self.classifier)
+        segmentation = self.decoder(features) if seg else None
+        if self.classifier_aux is None or features_aux is None:
+            return Outputs(logits, cam, segmentation, None, None)
+        logits_aux, cam_aux = self._classify(features_aux, self.classifier_aux)
+        return Outputs(logits, cam, segmentation, logits_aux, cam_aux)
 
     def _classify(self, features: Tensor, classifier: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """Z (B, C) and M (B, C, h, w)."""

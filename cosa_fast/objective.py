@@ -1,6 +1,7 @@
 """The CoSA objective: which losses, with which weights (METHOD section 5). The losses themselves are in
 cosa_fast.kernels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
 from cosa_fast.model import Outputs
+from cosa_fast.normalisers import Normalisers
 
 # The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with
 # this.
@@ -31,13 +33,15 @@ class Target:
 
 
 class Objective:
-    """Turns ON's outputs and AN's assignment into loss terms, each this rank's share of that of the whole batch.
+    """Turns ON's outputs and AN's assignment into loss terms, each the share of the images at hand (this rank's, or a
+    part of them) in that of the whole batch.
 
     `weights` maps each active term to its λ.
     """
 
     def __init__(self, config: Config, ranks: Ranks = ALONE) -> None:
-        self._ranks = ranks
+        self._shares = ranks.size * config.optim.accumulate
+        self._normalisers = Normalisers(ranks, config.optim.accumulate)
         self._config = config.loss
         self._threshold = config.threshold
         self._backend = config.run.backend
@@ -56,7 +60,7 @@ class Objective:
         """cls and cls† (eq. 1): multilabel soft margin of the image logits (B, C) against labels (B, C)."""
         logits = {"cls": outputs.logits, "cls_aux": outputs.logits_aux}
         return {
-            name: F.multilabel_soft_margin_loss(value.float(), labels) / self._ranks.size
+            name: F.multilabel_soft_margin_loss(value.float(), labels) / self._shares
             for name, value in logits.items()
             if name in self.weights and value is not None
         }
@@ -67,13 +71,30 @@ class Objective:
         """The terms that swap assignments between AN and ON: c2s, c2s†, s2c, csc and energy, as far as they have a
         weight."""
         targets = self.targets(assignment, thresholds)
+        terms = self._normalised(outputs, assignment, targets, batch, noise_seed)
+        if "energy" in self.weights:
+            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch) / self._shares
+        return terms
+
+    @torch.no_grad()
+    def count(
+        self, parts: Sequence[Batch], assignments: Sequence[Assignment], thresholds: tuple[Tensor, Tensor]
+    ) -> None:
+        """Where a batch is computed in several parts: sum up their normalisers, before the losses of the first. They
+        depend on AN alone, so blank maps of ON will do."""
+        with self._normalisers.counting():
+            for part, assignment in zip(parts, assignments, strict=True):
+                self._normalised(_blank_outputs(assignment), assignment, self.targets(assignment, thresholds), part, 0)
+
+    def _normalised(
+        self, outputs: Outputs, assignment: Assignment, targets: dict[str, Target], batch: Batch, noise_seed: int
+    ) -> dict[str, Tensor]:
+        """The terms that are divided by something counted in the whole batch."""
         terms = self._cam_to_seg(outputs, targets, batch)
         if "s2c" in self.weights:
             terms["s2c"] = self._seg_to_cam(outputs, assignment, batch, noise_seed)
         if "csc" in self.weights:
             terms["csc"] = self._contrastive(outputs, targets.get("c2s_aux", targets["c2s"]), batch)
-        if "energy" in self.weights:
-            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch) / self._ranks.size
         return terms
 
     def targets(self, assignment: Assignment, thresholds: tuple[Tensor, Tensor]) -> dict[str, Target]:
@@ -90,12 +111,13 @@ class Objective:
         active = {name: target for name, target in targets.items() if name in self.weights}
         if len({target.band for target in active.values()}) > 1:
             # One call takes one band; layers with bands of their own are separate calls.
-            return {name: self._reliable_ce(outputs, [target], batch)[0] for name, target in active.items()}
+            return {name: self._reliable_ce(outputs, {name: target}, batch)[0] for name, target in active.items()}
         if not active:
             return {}
-        return dict(zip(active, self._reliable_ce(outputs, list(active.values()), batch).unbind(), strict=True))
+        return dict(zip(active, self._reliable_ce(outputs, active, batch).unbind(), strict=True))
 
-    def _reliable_ce(self, outputs: Outputs, targets: list[Target], batch: Batch) -> Tensor:
+    def _reliable_ce(self, outputs: Outputs, named: dict[str, Target], batch: Batch) -> Tensor:
+        targets = list(named.values())
         return raw_cross_entropy(
             outputs.segmentation(),
             torch.stack([target.maps.confidence for target in targets]),
@@ -106,7 +128,7 @@ class Objective:
             beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
             foreground_weight=self._config.foreground_weight,
             ignore_band=targets[0].band,
-            group=self._ranks.group,
+            whole=self._normalisers.of(" ".join(named)),
             backend=self._backend,
         )
 
@@ -125,7 +147,7 @@ class Objective:
             valid,
             temperature=self._config.s2c_temperature,
             relu=self._config.s2c_relu,
-            group=self._ranks.group,
+            whole=self._normalisers.of("s2c"),
             backend=self._backend,
         )
 
@@ -145,7 +167,7 @@ class Objective:
             beta=self._config.beta,
             scope=self._config.csc_scope,
             similarity=self._config.csc_similarity,
-            group=self._ranks.group,
+            whole=self._normalisers.of("csc"),
             backend=self._backend,
         )
 
@@ -187,6 +209,17 @@ class Objective:
             "foreground_share": foreground.sum() / count,
             "foreground_reliability": (reliability * foreground).sum() / reliability.sum().clamp(min=1e-6),
         }
+
+
+def _blank_outputs(assignment: Assignment) -> Outputs:
+    """ON's maps for as many images, all 0."""
+    confidence, seg = assignment.cam.grid_confidence, assignment.seg_logits[0]
+    count, *grid = confidence.shape
+    logits, maps = (
+        confidence.new_zeros(count, seg.shape[1], *grid),
+        confidence.new_zeros(count, seg.shape[1] - 1, *grid),
+    )
+    return Outputs(maps.flatten(2).amax(2), maps, logits, None, None)
 
 
 def _guidance_logits(config: LossConfig, assignment: Assignment, batch: Batch, noise_seed: int) -> list[Tensor]:

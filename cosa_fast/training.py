@@ -14,7 +14,7 @@ import yaml
 
 from cosa_fast import checkpoint, manifest
 from cosa_fast.config import Config, config_from_dict, config_to_dict
-from cosa_fast.data import Pipeline, choose_pipeline, open_datasets, open_pipeline
+from cosa_fast.data import Pipeline, choose_pipeline, loading, open_datasets, open_pipeline
 from cosa_fast.data_pipeline.datasets import ImageDataset
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, is_lost_rank, ranks_of_launch
@@ -82,7 +82,7 @@ class _Run:
         self.directory = directory
         self.training_set = training_set
         self.validation_set = validation_set
-        ranks.share(config.optim.batch_size)
+        ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(training_set.classes), self.device, ranks)
@@ -250,6 +250,7 @@ class _Run:
                 thresholds=self._evaluation_thresholds(),
                 limit=self._evaluation_limit(),
                 ranks=self.ranks,
+                loading=loading(self.config, self.pipeline),
             )
             summary = {key: value for key, value in results[name].summary().items() if value == value}
             self.log.record(self.engine.iteration, {"network": name, **summary}, kind=f"eval_{name}")

@@ -113,7 +113,7 @@ def _assign(networks: Networks, pixels: Tensor, present: Tensor) -> tuple[np.nda
     """ν and ŷ of AN for one image (3, H, W) on the device, as (H, W) arrays."""
     teacher = networks.config.teacher
     with inference(networks.teacher):
-        outputs = forward_scales(networks.teacher, pixels, teacher.scales, flip=teacher.flip, seg_scales=())
+        outputs = forward_scales(networks.teacher, pixels[None], teacher.scales, flip=teacher.flip, seg_scales=())
         maps = normalised_cams([output.cam for output in outputs.values()], present, (pixels.shape[1], pixels.shape[2]))
         confidence, category = strongest(maps, present)
     return confidence.cpu().numpy(), category.cpu().numpy()

@@ -38,6 +38,19 @@ class Batch:
             truth=None if self.truth is None else function(self.truth),
         )
 
+    def split(self, parts: int) -> list["Batch"]:
+        """The batch in so many equal parts, as views. ValueError unless its images can be shared out evenly."""
+        count = len(self.weak) // parts
+        if count * parts != len(self.weak):
+            raise ValueError(f"parts: got {parts} for {len(self.weak)} images, want a divisor")
+
+        def cut(start: int) -> "Batch":
+            part = self.map(lambda tensor: tensor[start : start + count])
+            part.ids = self.ids[start : start + count]
+            return part
+
+        return [cut(start) for start in range(0, len(self.weak), count)] if parts > 1 else [self]
+
     def copy_(self, other: "Batch") -> None:
         """Take over another batch's tensors, in place."""
         pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]

@@ -114,9 +114,14 @@ def posterize_bits(magnitude: int) -> int:
 
 def normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(3, H, W) float32, contiguous: (image / 255 − mean) / std per channel of an RGB image."""
-    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    scale = 255 * torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-    shift = 255 * torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    return normalise_pixels(torch.from_numpy(np.array(image)), mean, std)
+
+
+def normalise_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(..., 3, H, W) float32, contiguous, of (..., H, W, 3) uint8 on any device."""
+    values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    scale = 255 * torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     return values.sub_(shift).div_(scale)
 
 

@@ -26,7 +26,6 @@ from math import log
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
@@ -34,7 +33,7 @@ from .device import log1p
 from .launch_table import Configuration
 from .perplexity import distance, keep_inside
 from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
-from .sums import mean_loss
+from .sums import Whole, mean_loss
 from .validation import TensorChecks, check_choice, check_number, check_perplexity, check_threshold
 
 LARGEST_LIMIT = 1e34  # stands for any larger bound of −log(α·d)
@@ -629,7 +628,7 @@ def contrastive_separation(
     beta: float = 1.0,
     scope: str = "image",
     similarity: str = "cosine",
-    group: dist.ProcessGroup | None = None,
+    whole: Whole | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive separation of the CAM vectors of reliable pixels (eqs. 9, 10).
@@ -649,7 +648,8 @@ def contrastive_separation(
         alpha, beta: of the perplexity.
         scope: pairs within an "image", or over the whole "batch". |Ω| counts the whole batch in either.
         similarity: "cosine" (vectors of norm ≤ 1e-6 have similarity 0 to all and get no gradient) or "dot".
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
+        whole: gives the whole batch's normaliser for that of these images, where other processes or later calls have
+            the rest of the batch; the result is then these images' share of its loss.
 
     Returns:
         () loss; 0 with gradient 0 where Ω is empty.
@@ -674,7 +674,7 @@ def contrastive_separation(
         saved = _forward(
             cam, category, confidence, xi, valid, limit, float(temperature), float(alpha), per_image, cosine
         )  # fmt: skip
-        return mean_loss(saved[0])
+        return mean_loss(saved[0], whole)
     sums = reference.contrastive_separation(
         cam,
         category,
@@ -688,4 +688,4 @@ def contrastive_separation(
         scope=scope,
         similarity=similarity,
     )
-    return mean_loss(sums, group)
+    return mean_loss(sums, whole)

@@ -35,14 +35,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
 from .launch_table import Configuration
 from .perplexity import LOG2E, keep_inside, reliability
 from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
-from .sums import balanced_loss
+from .sums import Whole, balanced_loss
 from .validation import (
     TensorChecks,
     check_category_type,
@@ -584,7 +583,7 @@ def raw_cross_entropy(
     beta: float = 1.0,
     foreground_weight: float | None = None,
     ignore_band: tuple[float, float] | None = None,
-    group: dist.ProcessGroup | None = None,
+    whole: Whole | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Cross entropy of the segmentation against the CAM pseudo-label, weighted by reliability (eq. 5): Σ r·CE / Σ r.
@@ -603,7 +602,8 @@ def raw_cross_entropy(
             Where one of the two is empty it contributes 0 and the share of the other stays as it is.
         ignore_band: (low, high) replaces the pseudo-label by: the category where ν ≥ high, background where ν ≤ low,
             ignored between. The reliability is still taken at the threshold.
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
+        whole: gives the whole batch's normaliser for that of these images, where other processes or later calls have
+            the rest of the batch; the result is then these images' share of its loss.
 
     Returns:
         () loss, or (T,) losses. Without a usable pixel: loss 0, gradient 0.
@@ -634,5 +634,5 @@ def raw_cross_entropy(
         sums = reference.raw_cross_entropy(
             logits, confidence, category, thresholds, valid, alpha=alpha, beta=beta, ignore_band=ignore_band
         )
-    losses = balanced_loss(sums, foreground_weight, group)
+    losses = balanced_loss(sums, foreground_weight, whole)
     return losses if several else losses[0]

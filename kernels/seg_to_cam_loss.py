@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
@@ -31,7 +30,7 @@ from .device import bilinear_tap, log1p
 from .launch_table import Configuration
 from .present_classes import present_classes
 from .runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
-from .sums import mean_loss
+from .sums import Whole, mean_loss
 from .validation import TensorChecks, check_number, check_scales, check_size
 
 LARGEST = 3e38  # of float32, for 1/τ
@@ -335,7 +334,7 @@ def seg_to_cam_loss(
     *,
     temperature: float = 0.01,
     relu: bool = False,
-    group: dist.ProcessGroup | None = None,
+    whole: Whole | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Binary cross entropy of σ(M) against the segmentation pseudo-label (eqs. 7, 8), over valid cells and classes.
@@ -352,7 +351,8 @@ def seg_to_cam_loss(
         valid: (B, H, W) bool; a cell counts when every pixel that its target reads (with weight > 0) is valid.
         temperature: τ > 0.
         relu: put a ReLU on M first, as the published recipe does: the loss then has the floor ln 2 on absent classes.
-        group: processes that hold the other images of the batch; the result is then this one's share of its loss.
+        whole: gives the whole batch's normaliser for that of these images, where other processes or later calls have
+            the rest of the batch; the result is then these images' share of its loss.
 
     Returns:
         () loss; 0 with gradient 0 without a valid cell.
@@ -380,8 +380,8 @@ def seg_to_cam_loss(
             relu,
             torch.is_grad_enabled() and cam.requires_grad,
         )
-        return mean_loss(sums, group)
+        return mean_loss(sums, whole)
     sums = reference.seg_to_cam_loss(
         cam, teacher_logits, image_labels, (height, width), valid, temperature=temperature, relu=relu
     )
-    return mean_loss(sums, group)
+    return mean_loss(sums, whole)

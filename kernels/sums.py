@@ -1,31 +1,34 @@
-"""From sums to losses. The operators return numerators and normalisers apart: a loss over several ranks divides the
-sums of all of them."""
+"""From sums to losses. The operators return numerators and normalisers apart: a loss over several ranks, or over the
+parts of a batch, divides the sums of all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+# Gives the whole batch's normaliser for that of the images at hand.
+Whole = Callable[[Tensor], Tensor]
 
-def mean_loss(sums: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+
+def mean_loss(sums: Tensor, whole: Whole | None = None) -> Tensor:
     """(..., 2) numerator and normaliser → their ratio (...); 0, with gradient 0, where nothing was counted.
 
-    With a group, the normaliser is that of all its ranks: the result is this rank's share, and the sum of the shares is
-    the loss of the whole batch.
+    With `whole`, the normaliser is what it returns: the result is then these images' share, and the sum of the shares
+    is the loss of the whole batch.
     """
     numerator, normaliser = sums.unbind(-1)
     normaliser = normaliser.detach()
-    if group is not None:
-        normaliser = normaliser.clone()
-        dist.all_reduce(normaliser, group=group)
+    if whole is not None:
+        normaliser = whole(normaliser.clone())
     counted = normaliser > 0
     return torch.where(counted, numerator, 0) / torch.where(counted, normaliser, 1)
 
 
-def balanced_loss(sums: Tensor, foreground_weight: float | None, group: dist.ProcessGroup | None = None) -> Tensor:
+def balanced_loss(sums: Tensor, foreground_weight: float | None, whole: Whole | None = None) -> Tensor:
     """(T, 2, 2) sums of background and foreground → (T,) losses: one ratio, or f·foreground + (1 − f)·background."""
     if foreground_weight is None:
-        return mean_loss(sums.sum(1), group)
-    background, foreground = mean_loss(sums, group).unbind(1)
+        return mean_loss(sums.sum(1), whole)
+    background, foreground = mean_loss(sums, whole).unbind(1)
     return foreground_weight * foreground + (1 - foreground_weight) * background

@@ -133,3 +133,14 @@ def test_own_file_on_top_of_a_shipped_one(tmp_path: Path) -> None:
     path.write_text("base: voc_published.yaml\nloss:\n  csc: 0.0\n  energy: 0.0\n")
     config = load_config(path)
     assert config.loss == dataclasses.replace(load_config("voc_published.yaml").loss, energy=0.0)
+
+
+def test_on_and_off_mean_themselves_though_yaml_reads_booleans(tmp_path: Path) -> None:
+    config = load_config("voc.yaml", ["run.compile=off", "run.capture=off"])
+    assert (config.run.compile, config.run.capture) == ("off", "off")
+    assert load_config("voc.yaml", ["run.compile=on"]).run.compile == "on"
+    file = tmp_path / "own.yaml"
+    file.write_text("base: voc.yaml\nrun: {compile: off}\n", encoding="utf-8")
+    assert load_config(file).run.compile == "off"
+    assert "run.capture = 'on' must be one of auto, off" in message("run.capture=on")
+    assert "must be one of" in message("run.engine=on")

@@ -245,6 +245,24 @@ def test_every_figure_equals_the_plain_computation(tmp_path: Path, tiny_network:
     assert len(distinct) > 8, "figures that coincide would hide that one is reported for another"
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_of_one_size_can_be_forwarded_together(tmp_path: Path, tiny_network: CoSANet, flip: bool) -> None:
+    """Counts do not depend on who shares a forward pass, nor on the order."""
+    masks = [*block_masks(), *(mask[::-1].copy() for mask in block_masks()), *(3 - block_masks()[0],)]
+    dataset = make_dataset(tmp_path, masks)
+    options: dict = {"scales": (1.0, 0.5), "cam_step": 0.1, "flip": flip}
+    teacher = TeacherConfig(scales=(1.0, 1.5), flip=flip)
+    alone, together = (
+        run(tiny_network, dataset, eval=EvalConfig(batch_size=size, **options), teacher=teacher) for size in (1, 2)
+    )
+    assert together.images == len(masks)
+    assert str(together) == str(alone)
+    model, seen = ColourNet(), []
+    run(model, dataset, eval=EvalConfig(batch_size=2, scales=(1.0,)), progress=lambda done, total: seen.append(done))
+    assert sorted(shape[0] for shape, _ in model.calls) == [2, 4, 4, 4]
+    assert seen == list(range(1, len(masks) + 1))
+
+
 def test_right_network_scores_full_marks_and_wrong_one_does_not(tmp_path: Path) -> None:
     masks = [np.zeros((32, 48), np.uint8), np.zeros((32, 48), np.uint8)]
     masks[0][:16, :24], masks[1][16:, 24:] = 1, 2

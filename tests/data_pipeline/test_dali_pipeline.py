@@ -21,7 +21,7 @@ from cosa_fast.errors import UserError
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extra [dali])")
 
-from cosa_fast.data_pipeline import dali_source
+from cosa_fast.data_pipeline import dali_feed
 from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -236,7 +236,7 @@ def test_a_file_that_dali_cannot_decode_is_left_to_pil(
         Image.new("RGB", (20, 20), (9, 90, 9)).save(bad, "GIF")
     else:
         bad.write_bytes(bad.read_bytes()[:-30])
-    monkeypatch.setattr(dali_source, "plain_jpeg_size", lambda path, data: (20, 20))
+    monkeypatch.setattr(dali_feed, "plain_jpeg_size", lambda path, data: (20, 20))
     stream = iter(DaliPipeline(dataset, CONFIG, 2, 7, device=torch.device("cpu"), prefetch=3))
     ours = list(islice(stream, 3))
     if readable:

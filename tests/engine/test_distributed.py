@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def uneven_batches(config: Config, count: int) -> list[dict[str, Any]]:
 
 
 def train_with(ranks: int, folder: Path, config: Config, batches: list[dict[str, Any]], engine: str) -> dict[str, Any]:
-    path = folder / f"{engine}_{ranks}"
+    path = folder / f"{engine}_{ranks}_{config.optim.accumulate}"
     torch.save({"config": config_to_dict(config), "batches": batches, "classes": CLASSES, "engine": engine}, path)
     subprocess.run(torchrun(ranks, str(WORKER), str(path)), check=True, env=ENVIRONMENT, timeout=300)
     return torch.load(f"{path}.out", weights_only=True)
@@ -57,8 +58,9 @@ def test_two_and_four_ranks_learn_what_one_does(make_config: Callable[..., Confi
     config = make_config("optim.batch_size=4", "optim.cotrain_after=1", "optim.lr=1e-4", "loss.energy=1.0")
     batches = uneven_batches(config, 4)
     alone = train_with(1, tmp_path, config, batches, "fused")
-    for ranks, engine in ((2, "fused"), (4, "fused"), (2, "plain")):
-        found = train_with(ranks, tmp_path, config, batches, engine)
+    for ranks, engine, parts in ((2, "fused", 1), (4, "fused", 1), (2, "plain", 1), (2, "fused", 2)):
+        parted = replace(config, optim=replace(config.optim, accumulate=parts))
+        found = train_with(ranks, tmp_path, parted, batches, engine)
         for expected_step, found_step in zip(alone["losses"], found["losses"], strict=True):
             for name in ("loss", "cls", "c2s", "c2s_aux", "s2c", "csc", "energy", "omega", "xi"):
                 if name in expected_step:

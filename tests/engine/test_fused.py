@@ -99,11 +99,18 @@ def test_a_bad_number_stops_every_later_update(
     assert same(moments, engine.state_dict()["optimizer"])
 
 
-@pytest.mark.parametrize("cotrain_after", [0, 100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("optim.cotrain_after=0",),
+        ("optim.cotrain_after=100",),
+        ("optim.cotrain_after=0", "optim.accumulate=2", "teacher.attention=packed", "run.precision=bf16"),
+    ],
+)
 def test_a_step_never_asks_the_device_for_a_value(
-    cotrain_after: int, make_config: Callable[..., Config], batches: list[Batch]
+    options: tuple[str, ...], make_config: Callable[..., Config], batches: list[Batch]
 ) -> None:
-    config = make_config(f"optim.cotrain_after={cotrain_after}", "optim.iterations=200", "run.backend=triton")
+    config = make_config(*options, "optim.iterations=200", "run.backend=triton")
     engine = FusedEngine(config, CLASSES, CPU)
     with record_launches("sm_90"):  # kernels are collected, not run: the interpreter itself reads values
         engine.step(batches[0])  # plans the optimiser's runs, once per phase

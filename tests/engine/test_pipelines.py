@@ -1,6 +1,7 @@
 """Which pipeline a run uses: what data.pipeline means, that a resumed run keeps it, and that the run says so."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def dali() -> None:
 
 @pytest.fixture
 def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cosa_fast.data_pipeline.dali_pipeline", None)
+    monkeypatch.setitem(sys.modules, "cosa_fast.data_pipeline.dali_feed", None)
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
@@ -114,6 +115,22 @@ def test_losses_of_both_pipelines_are_close(make_config: MakeConfig) -> None:
         curves.append([line["loss"] for line in lines if line["kind"] == "train"])
     assert curves[0] != curves[1]
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
+
+
+@pytest.mark.parametrize("pipeline", ["torch", "dali"])
+def test_a_run_can_go_on_without_a_bad_image(
+    pipeline: str, make_config: MakeConfig, data_root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if pipeline == "dali":
+        request.getfixturevalue("dali")
+    root = tmp_path / "set"
+    shutil.copytree(data_root, root)
+    bad = sorted((root / "JPEGImages").glob("train*.jpg"))[2]
+    bad.write_bytes(bad.read_bytes()[:-50])
+    with pytest.raises(UserError, match=bad.name):
+        train(make_config(f"data.root={root}", f"data.pipeline={pipeline}", "run.name=stopped"))
+    config = make_config(f"data.root={root}", f"data.pipeline={pipeline}", "data.unreadable=skip")
+    assert train(config).iteration == config.optim.iterations
 
 
 @pytest.mark.parametrize("pipeline", ["torch", "dali"])

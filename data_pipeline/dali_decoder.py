@@ -1,0 +1,48 @@
+"""Whole images decoded by DALI, for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def
+from torch import Tensor
+
+from cosa_fast.data_pipeline.base import ImageDataset
+from cosa_fast.data_pipeline.dali_feed import File, Source, device_id, read_file, run_graph
+from cosa_fast.data_pipeline.dali_operations import decode
+
+
+@dataclass(frozen=True)
+class _Item:
+    file: File
+    mask: np.ndarray
+
+
+def decoded_by_dali(
+    dataset: ImageDataset, batches: Sequence[list[int]], device: torch.device, threads: int, prefetch: int
+) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+    """((N, H, W, 3) uint8 on `device`, N masks) of each batch of indices, whose images are of one size."""
+    by_pil: set[int] = set()
+
+    def load(index: int) -> _Item:
+        return _Item(read_file(dataset, index, by_pil), dataset.mask(index))
+
+    def open_source(used: int) -> Source[_Item]:
+        return Source(load, batches[used:], lambda items: [item.file.encoded for item in items], threads, prefetch)
+
+    def build(source: Source[_Item]) -> Any:
+        def graph() -> Any:
+            return decode(fn.external_source(source=source, batch=True), gpu=device.type == "cuda")
+
+        return pipeline_def(
+            batch_size=max(map(len, batches), default=1),
+            num_threads=threads,
+            device_id=device_id(device),
+            prefetch_queue_depth=prefetch,
+            exec_dynamic=True,
+        )(graph)()
+
+    for items, (images,) in run_graph(open_source, build, device, by_pil):
+        yield torch.stack([torch.from_dlpack(image) for image in images]), [item.mask for item in items]

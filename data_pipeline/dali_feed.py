@@ -1,0 +1,154 @@
+"""Files into DALI graphs, batches out of them: which files DALI is given, and what happens at one it cannot decode."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from cosa_fast.data_pipeline.ahead import Ahead
+from cosa_fast.data_pipeline.base import ImageDataset
+from cosa_fast.data_pipeline.dali_operations import decode
+from cosa_fast.data_pipeline.images import lossless, plain_jpeg_size, read_image
+from cosa_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class File:
+    """What DALI is given of an image. encoded: (n,) uint8, the content of a file. size: (height, width)."""
+
+    index: int
+    encoded: np.ndarray
+    size: tuple[int, int]
+
+
+class HasFile(Protocol):
+    """Something that comes with a file."""
+
+    @property
+    def file(self) -> File: ...
+
+
+Item = TypeVar("Item", bound=HasFile)
+
+
+def check_device(device: torch.device) -> None:
+    """RuntimeError where DALI cannot work on `device`."""
+
+    def graph() -> Any:
+        number = types.Constant([0], device="cpu")
+        return number.gpu() if device.type == "cuda" else number
+
+    pipeline_def(batch_size=1, num_threads=1, device_id=device_id(device))(graph)().run()
+
+
+def device_id(device: torch.device) -> int | None:
+    """DALI's number of a GPU; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def read_file(dataset: ImageDataset, index: int, by_pil: set[int]) -> File:
+    """The image's own file where DALI decodes that exactly as PIL does and the image is not in `by_pil`; else what PIL
+    reads, handed over without loss. UserError as in `read_image`.
+    """
+    path, data = dataset.image_path(index), dataset.encoded(index)
+    size = plain_jpeg_size(path, data)
+    if size is None or index in by_pil:
+        image = read_image(path, data)
+        data, size = lossless(image), (image.height, image.width)
+    return File(index, np.frombuffer(data, np.uint8), size)
+
+
+class Source(Generic[Item]):
+    """The external source of a graph, called once for each batch; it makes the graph's inputs of loaded items.
+
+    `pending` holds the items of the batches that the graph has not handed out yet. Where one cannot be loaded, the
+    source ends and leaves the UserError in `failure`, to be raised when the batches before have been used.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Item],
+        batches: Iterable[list[int]],
+        inputs: Callable[[list[Item]], Any],
+        threads: int,
+        prefetch: int,
+    ) -> None:
+        self._ahead = Ahead(load, batches, threads, prefetch)
+        self._inputs = inputs
+        self.pending: deque[list[Item]] = deque()
+        self.failure: UserError | None = None
+
+    def __call__(self) -> Any:
+        try:
+            batch = next(self._ahead)
+        except UserError as error:
+            self.failure = error
+            raise StopIteration from None
+        self.pending.append(batch)
+        return self._inputs(batch)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._ahead.close()
+
+
+def run_graph(
+    open_source: Callable[[int], Source[Item]],
+    build: Callable[[Source[Item]], Any],
+    device: torch.device,
+    by_pil: set[int],
+) -> Iterator[tuple[list[Item], tuple[Any, ...]]]:
+    """(items, outputs of the graph) of each batch, until the source ends.
+
+    open_source(n): the source from the n-th batch on. build: its pipeline. After an error of DALI, the images under way
+    that it cannot decode are added to `by_pil`, and a new pipeline goes on with that very batch: PIL then reads them,
+    or its UserError says what is wrong. Any other error of DALI is raised.
+    """
+    used = 0
+    while True:
+        source = open_source(used)
+        try:
+            pipeline = build(source)
+            while True:
+                try:
+                    outputs = pipeline.run(_stream(device))
+                except StopIteration:
+                    if source.failure is not None:
+                        raise source.failure from None
+                    return
+                except RuntimeError:
+                    bad = {item.file.index for batch in source.pending for item in batch if not _decodes(item, device)}
+                    if not bad:
+                        raise
+                    by_pil |= bad
+                    break
+                used += 1
+                yield source.pending.popleft(), outputs
+        finally:
+            source.close()
+
+
+def _stream(device: torch.device) -> Any:
+    """The CUDA stream on which the outputs will be used; None on the CPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _decodes(item: HasFile, device: torch.device) -> bool:
+    """Whether DALI makes an image of the right size of the item's file."""
+
+    def graph() -> Any:
+        file = fn.external_source(source=lambda: [item.file.encoded], batch=True)
+        return decode(file, gpu=device.type == "cuda")
+
+    pipeline = pipeline_def(batch_size=1, num_threads=1, device_id=device_id(device), prefetch_queue_depth=1)(graph)()
+    try:
+        (image,) = pipeline.run()
+    except RuntimeError:
+        return False
+    return tuple(image.shape()[0]) == (*item.file.size, 3)

@@ -1,0 +1,115 @@
+"""Images for evaluation: read ahead by either pipeline, at their own size, with their masks, in batches of one size."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.evaluation_stream import Loading, evaluation_stream
+from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.errors import UserError
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+CPU = torch.device("cpu")
+HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+pipelines = pytest.mark.parametrize(
+    "pipeline",
+    [
+        "torch",
+        pytest.param("dali", marks=pytest.mark.skipif(not HAS_DALI, reason="DALI is not installed (the extra [dali])")),
+    ],
+)
+
+
+@pytest.fixture
+def root(make_voc: Callable[..., Path]) -> Path:
+    """Nine images of three sizes; one is a PNG in truth, one gray, one to be turned."""
+    rng = np.random.default_rng(0)
+    sizes = {f"i{k}": [(30, 40), (40, 30), (33, 21)][k % 3] for k in range(9)}
+    images = {id: Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for id, size in sizes.items()}
+    images["i4"] = images["i4"].convert("L")
+    root = make_voc(images, None, {id: rng.integers(0, 3, size, np.uint8) for id, size in sizes.items()})
+    images["i1"].save(root / "JPEGImages/i1.jpg", "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images["i3"].transpose(Image.Transpose.ROTATE_90).save(root / "JPEGImages/i3.jpg", exif=exif)
+    return root
+
+
+@pytest.fixture
+def dataset(root: Path) -> ImageDataset:
+    return open_dataset("voc", root, "train", need_labels=False)
+
+
+def read(
+    dataset: ImageDataset, pipeline: str, batch_size: int, indices: list[int] | None = None, threads: int = 2
+) -> list[tuple[Tensor, Tensor]]:
+    chosen = list(range(len(dataset))) if indices is None else indices
+    loading = Loading(pipeline, threads)  # type: ignore[arg-type]
+    return list(evaluation_stream(dataset, chosen, batch_size, MEAN, STD, CPU, loading))
+
+
+@pipelines
+def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeline: str) -> None:
+    batches = read(dataset, pipeline, 1, [7, 1, 3, 4, 0])
+    for index, (images, truths) in zip([7, 1, 3, 4, 0], batches, strict=True):
+        assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
+        assert torch.equal(truths[0], torch.from_numpy(dataset.mask(index)))
+        assert (len(images), images.is_contiguous()) == (1, True)
+
+
+@pipelines
+def test_batches_are_of_one_size_and_hold_every_image_once(dataset: ImageDataset, pipeline: str) -> None:
+    batches = read(dataset, pipeline, 2)
+    assert sorted(len(images) for images, _ in batches) == [1, 1, 1, 2, 2, 2]
+    found = [(image, truth) for images, truths in batches for image, truth in zip(images, truths, strict=True)]
+    for index in range(len(dataset)):
+        expected = normalise(dataset.image(index), MEAN, STD)
+        matches = [truth for image, truth in found if image.shape == expected.shape and torch.equal(image, expected)]
+        assert len(matches) == 1
+        assert torch.equal(matches[0], torch.from_numpy(dataset.mask(index)))
+
+
+@pipelines
+def test_nothing_to_read_is_an_empty_stream(dataset: ImageDataset, pipeline: str) -> None:
+    """The share of a rank too many."""
+    assert read(dataset, pipeline, 1, []) == []
+    assert read(dataset, pipeline, 4, []) == []
+
+
+@pipelines
+@pytest.mark.parametrize("damage", ["image", "mask"])
+def test_a_bad_file_is_named_after_all_before_it(root: Path, dataset: ImageDataset, pipeline: str, damage: str) -> None:
+    path = root / ("JPEGImages/i5.jpg" if damage == "image" else "SegmentationClass/i5.png")
+    path.write_bytes(path.read_bytes()[:-60])
+    stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, CPU, Loading(pipeline))  # type: ignore[arg-type]
+    for _ in range(5):
+        next(stream)
+    with pytest.raises(UserError, match=path.name):
+        next(stream)
+
+
+@pipelines
+def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: str) -> None:
+    dataset = open_dataset("voc", voc_animals, "val", need_labels=False)
+    for index, (images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
+        assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pipelines
+def test_on_a_gpu_they_arrive_there(dataset: ImageDataset, pipeline: str) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, device, Loading(pipeline))  # type: ignore[arg-type]
+    for index, (images, truths) in enumerate(stream):
+        assert images.device == truths.device == device
+        assert torch.equal(truths[0].cpu(), torch.from_numpy(dataset.mask(index)))
+        steps = (images[0].cpu() - normalise(dataset.image(index), MEAN, STD)).abs() * 255 * min(STD)
+        assert steps.mean() < (1 if pipeline == "dali" else 1e-4)
