@@ -15,7 +15,7 @@ from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.dali_operations import decode
 
 
-def decoded_by_dali(
+def decoding_stream(
     dataset: ImageDataset, batch_size: int, seed: int, threads: int, device: torch.device
 ) -> Iterator[Any]:
     """Endless batches of decoded images, in the order in which training shows them; pixels stay with DALI."""

@@ -64,12 +64,12 @@ class Provider:
                 if self.stage == "decode"
                 else iter(TorchPipeline(*common, workers=self.count))
             )
-        from data_dali import decoded_by_dali
+        from data_dali import decoding_stream
 
         from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
 
         if self.stage == "decode":
-            return decoded_by_dali(dataset, self.batch_size, self.seed, self.count, self.device)
+            return decoding_stream(dataset, self.batch_size, self.seed, self.count, self.device)
         return iter(DaliPipeline(*common, device=self.device, threads=self.count))
 
     @property
