@@ -48,7 +48,7 @@ steps ablations 75 --batch-sizes 16 --steps 4 --providers ablations --budget 50
 steps losses 30 --losses-only --batch-sizes 16 --budget 20
 part training 50 "$PYTHON" -m cosa_fast.demo run.device=cuda run.name=gpu_check run.output="$OUT/runs"
 cp "$OUT/runs/gpu_check/results.json" "$OUT/training.json" 2>/dev/null
-if [ -f bench/data.py ] && "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
     part data 30 "$PYTHON" bench/data.py demo.yaml --windows 2 --batches 10 --workers 4 --out "$OUT/data.json"
 fi
 "$PYTHON" bench/summarise.py "$OUT" "$OUT/summary.json"
