@@ -24,7 +24,7 @@ setup(
     ],
     extras_require={
         "coco": ["pycocotools>=2.0.8"],
-        "bench": ["matplotlib>=3.9", "scikit-learn>=1.5"],
+        "bench": ["matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.11"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "crf": ["pydensecrf2>=1.1"],
         "xformers": ["xformers>=0.0.35"],
@@ -35,6 +35,7 @@ setup(
             "pytest>=8",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
+            "scipy>=1.11",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in under 9 minutes: the gpu tests, the kernel and the end-to-end benchmark, a short
-# training. Each part has its own time limit; one that fails is recorded and the others go on. JSON goes to OUT.
+# Everything that wants a GPU, in under 9 minutes: the gpu tests, the kernels, whole steps against the usual method (with
+# the matrix rate and peak memory), the speed ablation with AN's kinds of attention, a short training; with DALI also the
+# data pipelines. Each part has its own time limit; one that fails is recorded and the others go on. JSON goes to OUT.
 #
 #     bash bench/gpu_check.sh [OUT]        # default: bench/results/gpu
 set -uo pipefail
@@ -31,14 +32,23 @@ gpu_tests() {
     local files
     mapfile -t files < <(find tests -name 'test_*.py' -print0 | xargs -0 grep -lE 'mark\.gpu|kernel_device' | sort)
     printf '%s\n' "${files[@]}" | xargs -P 8 -I{} bash -c \
-        'log=$1/$(basename {} .py); timeout 160 "$2" -m pytest -m gpu -q {} --junitxml="$log.xml" >"$log.log" 2>&1' _ "$1" "$2"
+        'log=$1/$(basename {} .py); timeout 140 "$2" -m pytest -m gpu -q {} --junitxml="$log.xml" >"$log.log" 2>&1' _ "$1" "$2"
 }
 export -f gpu_tests
 mkdir -p "$OUT/tests"
-part tests 170 bash -c 'gpu_tests "$@"' _ "$OUT/tests" "$PYTHON"
+steps() { # steps NAME LIMIT ARGUMENTS...: a part of bench/throughput.py
+    local name=$1 limit=$2
+    shift 2
+    part "$name" "$limit" "$PYTHON" bench/throughput.py voc.yaml --windows 3 --out "$OUT/$name.json" "$@"
+}
+part tests 150 bash -c 'gpu_tests "$@"' _ "$OUT/tests" "$PYTHON"
 part kernels 130 "$PYTHON" bench/kernels.py --quick --out "$OUT/kernels.json"
-part throughput 130 "$PYTHON" bench/throughput.py voc.yaml --batch-sizes 16 4 --windows 3 --steps 5 --out "$OUT/throughput.json"
-part losses 30 "$PYTHON" bench/throughput.py voc.yaml --losses-only --batch-sizes 16 --windows 5 --out "$OUT/losses.json"
-part training 70 "$PYTHON" -m cosa_fast.demo run.device=cuda run.name=gpu_check run.output="$OUT/runs"
+steps throughput 70 --batch-sizes 16 4 --steps 4 --providers main --budget 45
+steps ablations 75 --batch-sizes 16 --steps 4 --providers ablations --budget 50
+steps losses 30 --losses-only --batch-sizes 16 --budget 20
+part training 50 "$PYTHON" -m cosa_fast.demo run.device=cuda run.name=gpu_check run.output="$OUT/runs"
 cp "$OUT/runs/gpu_check/results.json" "$OUT/training.json" 2>/dev/null
+if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+    part data 30 "$PYTHON" bench/data.py demo.yaml --windows 2 --batches 10 --workers 4 --out "$OUT/data.json"
+fi
 "$PYTHON" bench/summarise.py "$OUT" "$OUT/summary.json"

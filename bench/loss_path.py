@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from baseline import BaselineLosses
@@ -44,9 +45,26 @@ class NetworkOutputs:
     def leaves(self) -> list[Tensor]:
         return [self.cam, self.seg]
 
+    @property
+    def online(self) -> Outputs:
+        """ON's outputs."""
+        return Outputs(self.logits, self.cam, self.seg, self.logits, self.cam_aux)
 
-def fused_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
-    """Labels, thresholds, c2s, c2s†, s2c, csc and their gradients with the public kernels, as the engine calls them."""
+    def pairs(self) -> list[tuple[Outputs, Outputs]]:
+        """AN's outputs for images and for mirrored images, one pair per scale."""
+        count = len(self.cam)
+        return [
+            (
+                Outputs(self.logits, cam[:count], seg[:count], self.logits, aux[:count]),
+                Outputs(self.logits, cam[count:], seg[count:], self.logits, aux[count:]),
+            )
+            for cam, seg, aux in zip(self.cams, self.segs, self.cams_aux, strict=True)
+        ]
+
+
+def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
+    """Labels, thresholds, c2s, c2s†, s2c, csc, energy and their gradients with the public kernels, as the engine calls
+    them; `compiled`: the way to the loss by torch.compile, as far as it can."""
     network, objective = NetworkOutputs(config, batch), Objective(config)
     thresholds = build_thresholds(config.threshold, batch.weak.device, config.run.backend)
     size = (batch.weak.shape[2], batch.weak.shape[3])
@@ -59,42 +77,31 @@ def fused_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
             *fuse_cams(cams, batch.labels, grid, valid_on_grid(batch.valid, grid), backend=backend),
         )
 
-    def run() -> list[Tensor]:
+    def loss() -> Tensor:
         assignment = Assignment(fused(network.cams), fused(network.cams_aux), network.segs)
         for threshold, maps in zip(thresholds, (assignment.cam, assignment.cam_aux), strict=True):
             assert maps is not None
             threshold.update(maps.grid_confidence, valid_on_grid(batch.valid, grid) & (maps.grid_category > 0))
-        outputs = Outputs(network.logits, network.cam, network.seg, network.logits, network.cam_aux)
         xi = (thresholds[0].value, thresholds[1].value)
-        terms = objective.cotraining(outputs, assignment, batch, xi, 0)
-        return list(torch.autograd.grad(objective.total(terms), network.leaves))
+        return objective.total(objective.cotraining(network.online, assignment, batch, xi, 0))
 
-    return run
+    return partial(_gradients, torch.compile(loss) if compiled else loss, network)
 
 
 def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
     """The same with bench/baseline.py."""
     network, losses = NetworkOutputs(config, batch), BaselineLosses(config)
+    pairs = network.pairs()
 
-    def pairs(maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [(scale[: len(scale) // 2], scale[len(scale) // 2 :]) for scale in maps]
+    def loss() -> Tensor:
+        terms = losses.cotraining(network.online, pairs, batch)
+        return torch.stack([getattr(config.loss, name) * term for name, term in terms.items()]).sum()
 
-    def run() -> list[Tensor]:
-        with torch.no_grad():
-            cam = losses.pseudo_labels(pairs(network.cams), batch)
-            aux = losses.pseudo_labels(pairs(network.cams_aux), batch)
-            xi = losses.threshold("cam", cam[0], batch.valid)
-            xi_aux = losses.threshold("cam_aux", aux[0], batch.valid)
-        weights = config.loss
-        loss = (
-            weights.c2s * losses.cam_to_seg(network.seg, *cam, xi, batch.valid)
-            + weights.c2s_aux * losses.cam_to_seg(network.seg, *aux, xi_aux, batch.valid)
-            + weights.s2c * losses.seg_to_cam(network.cam, pairs(network.segs), batch)
-            + weights.csc * losses.contrast(network.cam, *aux, xi_aux)
-        )
-        return list(torch.autograd.grad(loss, network.leaves))
+    return partial(_gradients, loss, network)
 
-    return run
+
+def _gradients(loss: Callable[[], Tensor], network: NetworkOutputs) -> list[Tensor]:
+    return list(torch.autograd.grad(loss(), network.leaves))
 
 
 def extra_memory(path: Callable[[], list[Tensor]], device: torch.device) -> int:

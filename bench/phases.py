@@ -60,19 +60,23 @@ def phase_times(config: Config, num_classes: int, device: torch.device, batch: B
     rows: list[dict[str, float]] = []
     for index in range(steps + 1):
         watch = _Watch(device)
-        parts = {
-            "AN": (engine.teacher, "_forward"),
-            "labels": (engine.teacher, "assign"),
-            "ON": (engine.networks.online, "forward"),
-            "losses": (engine, "_losses"),
-            "optimiser": (engine.networks, "update"),
-            "backward": (torch.Tensor, "backward"),
-        }
+        parts = [
+            ("AN", engine.teacher, "_forward"),
+            ("labels", engine.teacher, "assign"),
+            ("labels", engine, "_update_thresholds"),
+            ("ON", engine.networks.online, "forward"),
+            ("losses", engine, "_losses"),
+            ("backward", torch.Tensor, "backward"),
+            ("optimiser", engine.networks, "update"),
+        ]
         with ExitStack() as patches:
-            for phase, (owner, name) in parts.items():
+            for phase, owner, name in parts:
                 patches.enter_context(mock.patch.object(owner, name, watch.around(phase, getattr(owner, name))))
             with watch.phase("rest"):
                 engine.run(batch)
         if index:  # the first one warms up
             rows.append({name: 1000 * seconds for name, seconds in watch.seconds.items()})
-    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return {
+        name: statistics.median(row[name] for row in rows)
+        for name in dict.fromkeys([*(part[0] for part in parts), "rest"])
+    }

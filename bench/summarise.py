@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import BACKBONES
 
 from cosa_fast import manifest
 from cosa_fast.config import Config
+
+PREDICTED = Path(__file__).parent / "results" / "memory_predicted.json"
 
 
 def count_tests(folder: Path) -> dict[str, Any]:
@@ -28,6 +31,20 @@ def count_tests(folder: Path) -> dict[str, Any]:
     return {**counts, "failed": failed, "unfinished": unfinished}
 
 
+def against_prediction(throughput: dict[str, Any] | None, predicted: dict[str, Any]) -> list[dict[str, Any]]:
+    """Measured peak memory of ours beside the predicted one (bench/memory.py), for VOC's size of images."""
+    rows = []
+    for result in throughput["results"] if throughput else []:
+        peak = result["providers"]["ours"].get("peak_mib")
+        for row in predicted["rows"]:
+            same = BACKBONES[row["backbone"]] == result["backbone"].split(".")[0]
+            same = same and (row["batch_size"], row["checkpoint_blocks"]) == (result["batch_size"], False)
+            if same and peak is not None and result["crop"] == predicted["crop"]:
+                found = {"backbone": row["backbone"], "batch_size": row["batch_size"], "measured_mib": peak}
+                rows.append({**found, "predicted_mib": row["peak_mib"]})
+    return rows
+
+
 def main(folder: Path, output: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = [json.loads(line) for line in (folder / "parts.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -36,9 +53,10 @@ def main(folder: Path, output: Path) -> None:
         "parts": parts,
         "tests": count_tests(folder / "tests"),
     }
-    for name in ("kernels", "throughput", "losses", "training"):
+    for name in ("kernels", "throughput", "ablations", "losses", "training", "data"):
         path = folder / f"{name}.json"
         summary[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    summary["memory"] = against_prediction(summary["throughput"], json.loads(PREDICTED.read_text(encoding="utf-8")))
     output.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"written {output}")
 

@@ -18,8 +18,8 @@ CONFIG_DIRECTORY = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images and views. `labels`: label file (None: searched in `root`). `mean`, `std`: what the backbone was trained
-    with.
+    """Images and views. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one
+    file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with.
 
     `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
     with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
@@ -31,6 +31,7 @@ class DataConfig:
     train_split: str = "train_aug"
     val_split: str = "val"
     labels: str | None = None
+    pack: str | None = None
     classes: tuple[str, ...] | None = None
     crop_size: int = bounded(448, low=16)
     scale_range: tuple[float, float] = bounded((0.5, 2.0), low=0.01, high=16.0)

@@ -19,7 +19,9 @@ Pipeline = Literal["dali", "torch"]
 def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation split; the latter must have masks and the same classes."""
     data = config.data
-    training_set = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
+    training_set = open_dataset(
+        data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack
+    )
     classes = training_set.classes
     validation_set = open_dataset(data.format, data.root, data.val_split, classes=classes, need_labels=False)
     if not validation_set.has_masks:

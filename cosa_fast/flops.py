@@ -24,9 +24,9 @@ def step_flops(network: CoSANet, config: Config, *, cotraining: bool) -> int | N
     images = torch.empty(config.optim.batch_size, 3, size, size, device="meta")
     try:
         with FlopCounterMode(display=False) as counter:
-            _learn(_without_data(network), images, cotraining)
+            _learn(without_data(network), images, cotraining)
             if cotraining:
-                _assign(_without_data(network), images, config)
+                _assign(without_data(network), images, config)
     except (RuntimeError, NotImplementedError):
         return None
     return counter.get_total_flops()
@@ -46,7 +46,7 @@ def _assign(network: CoSANet, images: Tensor, config: Config) -> None:
         network.eval()(torch.cat([scaled, scaled]) if config.teacher.flip else scaled)
 
 
-def _without_data(network: CoSANet) -> CoSANet:
+def without_data(network: CoSANet) -> CoSANet:
     """A float32 copy whose parameters and buffers have shapes only."""
     tensors: dict[int, Tensor] = {id(b): _shape_of(b) for b in network.buffers()}
     tensors |= {id(p): nn.Parameter(_shape_of(p), p.requires_grad) for p in network.parameters()}

@@ -18,6 +18,7 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.engine import EngineBase, NonFiniteLoss
 from cosa_fast.flat import FlatNetworks
+from cosa_fast.kernels.runtime import HAS_TRITON
 from cosa_fast.model import CoSANet
 from cosa_fast.schedule import learning_rate
 
@@ -35,6 +36,8 @@ class FusedEngine(EngineBase):
         super().__init__(config, num_classes, device, ranks)
         self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
         self.teacher.compute = self.networks.assigning
+        # The optimiser's pass moves the average; these would keep alive the memory that parameters had before.
+        self.teacher._pairs.clear()
         if compiles(config, device):
             for network in (self.networks.online, self.networks.assigning):
                 compile_blocks(network)
@@ -42,7 +45,8 @@ class FusedEngine(EngineBase):
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
-        self._captured = {phase: _CapturedStep(self) for phase in (False, True)} if captures(config, device) else None
+        self._captures = captures(config, device)
+        self._captured: _CapturedStep | None = None
 
     @property
     def online(self) -> CoSANet:
@@ -50,10 +54,10 @@ class FusedEngine(EngineBase):
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """As EngineBase.step; nothing waits for the device. Metrics of a step that `check` will refuse are not
-        finite."""
+        finite; those of a captured step are overwritten by the next one."""
         self._rate.fill_(learning_rate(self.iteration, self.config.optim))
         torch.manual_seed(self._step_seed)
-        metrics = self.run(batch) if self._captured is None else self._captured[self.cotraining](batch)
+        metrics = self._captured_step()(batch) if self._captures else self.run(batch)
         self.iteration += 1
         return metrics
 
@@ -73,6 +77,14 @@ class FusedEngine(EngineBase):
         self.networks.clear_gradients()
         loss.backward()
         self.networks.collect_gradients(add=not first)
+
+    def _captured_step(self) -> "_CapturedStep":
+        """The next step's; at the change of phase the other phase's goes, and its memory with it."""
+        if self._captured is None or self._captured.cotraining != self.cotraining:
+            torch.cuda.synchronize(self.device)  # the last replay may still run in that memory
+            self._captured = None
+            self._captured = _CapturedStep(self)
+        return self._captured
 
     def check(self) -> None:
         """Wait for the device; NonFiniteLoss, once, if a step could not be done. The state is that before it."""
@@ -102,14 +114,14 @@ class FusedEngine(EngineBase):
         self.networks.refresh()
         self._good_steps.fill_(self.iteration)
         self._healthy.fill_(True)
-        if self._captured is not None:
-            self._captured = {phase: _CapturedStep(self) for phase in self._captured}
+        self._captured = None
 
 
 class _CapturedStep:
     """One phase's step: a few times as it is, then captured in a CUDA graph and replayed."""
 
     def __init__(self, engine: FusedEngine) -> None:
+        self.cotraining = engine.cotraining
         self._engine = engine
         self._steps = 0
         self._stream = torch.cuda.Stream()
@@ -138,9 +150,11 @@ class _CapturedStep:
 
     def _capture(self, batch: Batch) -> None:
         self._batch = batch.map(torch.clone)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
+        graph = torch.cuda.CUDAGraph()
+        # Of this thread only: what loads data may allocate memory or ask for events meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._metrics = self._engine.run(self._batch)
+        self._graph = graph
         # Its memory stays with the graph, and no statistics of the allocator show it again.
         self._engine.replayed_peak = torch.cuda.max_memory_allocated(self._engine.device)
 
@@ -161,7 +175,7 @@ def compiles(config: Config, device: torch.device) -> bool:
 def captures(config: Config, device: torch.device) -> bool:
     """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, plain
     kernels, and recomputed blocks (they save the state of the random generators, which a capture forbids)."""
-    possible = config.loss.guidance == "teacher" and config.run.backend != "reference"
+    possible = config.loss.guidance == "teacher" and config.run.backend != "reference" and HAS_TRITON
     possible = possible and not config.model.checkpoint_blocks
     return config.run.capture == "auto" and device.type == "cuda" and possible
 

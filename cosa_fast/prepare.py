@@ -1,5 +1,5 @@
-"""Build the label file of a data set and check its images: python -m cosa_fast.prepare --format voc --root ROOT --split
-train_aug
+"""Build the label file of a data set, check its images, and with --pack write them into one file:
+python -m cosa_fast.prepare --format voc --root ROOT --split train_aug --pack
 """
 
 import argparse
@@ -13,6 +13,7 @@ from cosa_fast.data_pipeline.coco import instances_path, read_instances
 from cosa_fast.data_pipeline.datasets import FORMATS, ImageDataset, open_dataset
 from cosa_fast.data_pipeline.inspection import Finding, inspect, labels_of
 from cosa_fast.data_pipeline.labels import Labels, encode_labels, read_labels, require_labels, write_labels
+from cosa_fast.data_pipeline.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.voc import LISTS, ONEHOT_NAME, read_annotations
 from cosa_fast.errors import UserError
 
@@ -20,11 +21,18 @@ SOURCES = ("masks", "xml", "npy", "coco")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, prepare, print the counts; 0 when the label file is written."""
+    """Parse the command line, prepare, print the counts; 0 when the label file, and the pack if one is asked for, are
+    written.
+    """
     arguments = _parser().parse_args(argv)
     if arguments.workers < 0:
         raise UserError(f"--workers is {arguments.workers}; wanted 0 or more")
     root = Path(arguments.root).expanduser()
+    packed = None
+    if arguments.pack is not None:
+        packed = Path(arguments.pack or root / f"{arguments.split}.tar").expanduser()
+        if packed.suffix != ".tar":
+            raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
     output = Path(arguments.output).expanduser() if arguments.output else root / "labels.json"
     given = Path(arguments.labels).expanduser() if arguments.labels else None
     dataset, labels = prepare(
@@ -33,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     kept = write_merged(output, labels)
     print(report(dataset, labels))
     print(f"{output}: {len(labels)} images of {arguments.split}" + (f", {kept} others kept" if kept else ""))
+    if packed is not None:
+        print(pack(dataset, arguments.split, packed))
     return 0
 
 
@@ -91,6 +101,16 @@ def write_merged(output: Path, labels: Labels) -> int:
     return len(kept)
 
 
+def pack(dataset: ImageDataset, split: str, path: Path) -> str:
+    """Write the image files, unchanged, into one tar in the order of the split; returns what to tell the user.
+    UserError: an id that is listed twice, a file that cannot be read, or the tar not written.
+    """
+    require_unique(dataset.ids, split)
+    names = (f"{id}{dataset.image_path(index).suffix}" for index, id in enumerate(dataset.ids))
+    size = write_pack(path, ((name, dataset.encoded(index)) for index, name in enumerate(names)))
+    return f"{path}: {len(dataset)} images of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
+
+
 def report(dataset: ImageDataset, labels: Labels) -> str:
     """Images per class, and totals, as text."""
     counts = Counter(name for names in labels.values() for name in names)
@@ -118,7 +138,7 @@ def _onehot(root: Path) -> Path | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m cosa_fast.prepare", description="Build a label file, check every image."
+        prog="python -m cosa_fast.prepare", description="Build a label file, check every image, pack the images."
     )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--root", required=True, help="the data set's folder")
@@ -128,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", metavar="FILE", help="take the labels from this .npy, .json or .csv file")
     parser.add_argument("-o", "--output", metavar="FILE", help="the label file to write (default: ROOT/labels.json)")
+    parser.add_argument(
+        "--pack", metavar="FILE", nargs="?", const="", help="also write the images into one tar (ROOT/SPLIT.tar)"
+    )
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
     return parser
 

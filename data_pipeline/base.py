@@ -9,6 +9,7 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.images import read_bytes, read_image, read_mask, upright_size
 from cosa_fast.data_pipeline.labels import LabelTable
+from cosa_fast.data_pipeline.packed import Pack
 from cosa_fast.errors import UserError
 
 
@@ -34,17 +35,23 @@ class ImageDataset:
         self._images = tuple(images)
         self._labels = labels
         self._masks = masks
+        self._pack: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def read_from(self, pack: Pack) -> None:
+        """Take the images from `pack`, which holds every id, from now on."""
+        self._pack = pack
+        self._images = tuple(pack.image_path(id) for id in self.ids)
+
     def image_path(self, index: int) -> Path:
-        """The image's file."""
+        """The image's file; PACK/NAME of an image in a pack."""
         return self._images[index]
 
     def encoded(self, index: int) -> bytes:
         """The image's file as it is. UserError naming the file if it cannot be read."""
-        return read_bytes(self._images[index])
+        return read_bytes(self._images[index]) if self._pack is None else self._pack.read(self.ids[index])
 
     def image(self, index: int) -> Image.Image:
         """The decoded image: RGB, upright by EXIF. UserError naming the file if it is unreadable, truncated or too

@@ -11,6 +11,7 @@ import numpy as np
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.files import hint, read_json, require_files
 from cosa_fast.data_pipeline.labels import Labels, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.packed import Pack
 from cosa_fast.errors import UserError
 
 
@@ -66,15 +67,22 @@ class CocoDataset(ImageDataset):
 
 
 def open_coco(
-    root: Path, split: str, *, labels: Path | None, classes: Sequence[str] | None, need_labels: bool
+    root: Path,
+    split: str,
+    *,
+    labels: Path | None,
+    classes: Sequence[str] | None,
+    need_labels: bool,
+    pack: Pack | None,
 ) -> ImageDataset:
     """Open one split: its images with at least one annotation. UserErrors as described at `datasets.open_dataset`."""
     path = instances_path(root, split)
     instances = read_instances(path)
     images = [root / split / name for name in instances.files]
-    if not (root / split).is_dir():
-        raise UserError(f"{root / split}: no such folder; unpack the images of {split} there")
-    require_files(images, path)
+    if pack is None:
+        if not (root / split).is_dir():
+            raise UserError(f"{root / split}: no such folder; unpack the images of {split} there")
+        require_files(images, path)
     names = tuple(instances.categories.values())
     if classes is not None:
         names = _reordered(classes, names, path)

@@ -7,6 +7,7 @@ from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.coco import open_coco
 from cosa_fast.data_pipeline.files import hint
 from cosa_fast.data_pipeline.folder import open_folder
+from cosa_fast.data_pipeline.packed import Pack, packing_command, require_packed
 from cosa_fast.data_pipeline.synthetic import open_synthetic
 from cosa_fast.data_pipeline.voc import open_voc
 from cosa_fast.errors import UserError
@@ -25,6 +26,7 @@ def open_dataset(
     labels: str | Path | None = None,
     classes: Sequence[str] | None = None,
     need_labels: bool = True,
+    pack: str | Path | None = None,
 ) -> ImageDataset:
     """Open one split.
 
@@ -34,11 +36,17 @@ def open_dataset(
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
     format's own.
     need_labels: every image must have an image label; otherwise labels are attached where there are some.
+    pack: the split's images in one file (see `packed.py`); the image files themselves need not be there then.
     UserError, one line: root or split missing, empty list, a listed image missing, no label for an image, an unknown
-    class.
+    class, a pack of other images or a damaged one.
     """
     root = Path(root).expanduser()
     label_file = Path(labels).expanduser() if labels is not None else None
     if format not in _OPENERS:
         raise UserError(f"data.format is {format!r}{hint(format, FORMATS)}; wanted one of {', '.join(FORMATS)}")
-    return _OPENERS[format](root, split, labels=label_file, classes=classes, need_labels=need_labels)
+    packed = Pack(Path(pack).expanduser()) if pack is not None else None
+    dataset = _OPENERS[format](root, split, labels=label_file, classes=classes, need_labels=need_labels, pack=packed)
+    if packed is not None:
+        require_packed(packed, dataset.ids, packing_command(format, root, split))
+        dataset.read_from(packed)
+    return dataset

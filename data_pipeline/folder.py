@@ -14,18 +14,26 @@ from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.files import file_names, hint, read_lines
 from cosa_fast.data_pipeline.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.labels import Labels, class_names, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.packed import Pack, packing_command
 from cosa_fast.errors import UserError
 
+_RESTORE = "restore them or take them off the list"
 _NOT_LISTS = ("classes", "readme", "license")  # text files in ROOT that are no split
 
 
 def open_folder(
-    root: Path, split: str, *, labels: Path | None, classes: Sequence[str] | None, need_labels: bool
+    root: Path,
+    split: str,
+    *,
+    labels: Path | None,
+    classes: Sequence[str] | None,
+    need_labels: bool,
+    pack: Pack | None,
 ) -> ImageDataset:
     """Open one split. UserErrors as described at `datasets.open_dataset`."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; put the images there or set data.root=...")
-    images = find_images(root, split)
+    images = find_images(root, split, pack)
     label_file = labels or next((p for p in (root / "labels.json", root / "labels.csv") if p.is_file()), None)
     if label_file is None and need_labels:
         raise UserError(f"no image labels: looked for {root}/labels.json and {root}/labels.csv; give data.labels=FILE")
@@ -42,36 +50,39 @@ def open_folder(
     return ImageDataset(names, ids, list(images.values()), table, _masks(root, ids))
 
 
-def find_images(root: Path, split: str) -> dict[str, Path]:
-    """Image id (file name without suffix) -> file, in the order of the list, else by name. UserError: none, a listed
-    one missing, or one id twice.
+def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
+    """Image id (file name without suffix) -> file, in the order of the list, else by name; the files are those of the
+    pack where there is one. UserError: none, a listed one missing, or one id twice.
     """
     folder = next(p for p in (root / "images" / split, root / "images", root) if p.is_dir())
     listing = root / f"{split}.txt"
     if not listing.is_file() and folder.name != split:
         _refuse_misspelt(root, split)
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+    source = folder if pack is None else pack.path
+    names = file_names(folder) if pack is None else pack.names
+    for path in sorted(source / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES):
         if path.stem in found:
             raise UserError(f"{path}: {found[path.stem].name} has the same id {path.stem}; rename one of them")
         found[path.stem] = path
     if listing.is_file():
-        found = _listed(listing, folder, found)
+        remedy = _RESTORE if pack is None else f"write the pack anew with: {packing_command('folder', root, split)}"
+        found = _listed(listing, source, found, remedy)
     if not found:
         raise UserError(
-            f"{listing if listing.is_file() else folder}: no images; they end in {', '.join(IMAGE_SUFFIXES)}"
+            f"{listing if listing.is_file() else source}: no images; they end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return found
 
 
-def _listed(listing: Path, folder: Path, found: dict[str, Path]) -> dict[str, Path]:
+def _listed(listing: Path, source: Path, found: dict[str, Path], remedy: str) -> dict[str, Path]:
     by_name = {**{path.name: path for path in found.values()}, **found}
     names = read_lines(listing)
     missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(
-            f"{listing}: {len(missing)} of {len(names)} listed images are missing, first {folder / missing[0]}; "
-            "restore them or take them off the list"
+            f"{listing}: {len(missing)} of {len(names)} listed images are missing, "
+            f"first {source / missing[0]}; {remedy}"
         )
     return {by_name[name].stem: by_name[name] for name in names}
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.labels import write_labels
+from cosa_fast.data_pipeline.packed import Pack
 from cosa_fast.data_pipeline.scene import CLASSES, paint
 from cosa_fast.data_pipeline.voc import LISTS, open_voc
 from cosa_fast.errors import UserError
@@ -26,7 +27,13 @@ _PALETTE = (0, 0, 0, 220, 40, 40, 240, 200, 40, 200, 60, 200, 40, 180, 220, 60, 
 
 
 def open_synthetic(
-    root: Path, split: str, *, labels: Path | None, classes: Sequence[str] | None, need_labels: bool
+    root: Path,
+    split: str,
+    *,
+    labels: Path | None,
+    classes: Sequence[str] | None,
+    need_labels: bool,
+    pack: Pack | None,
 ) -> ImageDataset:
     """Open one split; generates the default set first unless a set of this version is there. UserErrors as in
     `generate` and `open_voc`.
@@ -34,7 +41,7 @@ def open_synthetic(
     parameters = _read_marker(root)
     if parameters is None or parameters.get("version") != _VERSION:
         generate(root)
-    return open_voc(root, split, labels=labels, classes=classes, need_labels=need_labels)
+    return open_voc(root, split, labels=labels, classes=classes, need_labels=need_labels, pack=pack)
 
 
 def generate(root: str | Path, *, train: int = TRAIN, val: int = VAL, size: int = SIZE, seed: int = SEED) -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.files import file_names, hint, read_lines, require_files
 from cosa_fast.data_pipeline.labels import Labels, class_names, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.packed import Pack
 from cosa_fast.errors import UserError
 
 CLASSES = (
@@ -39,12 +40,20 @@ ONEHOT_NAME = "cls_labels_onehot.npy"
 
 
 def open_voc(
-    root: Path, split: str, *, labels: Path | None, classes: Sequence[str] | None, need_labels: bool
+    root: Path,
+    split: str,
+    *,
+    labels: Path | None,
+    classes: Sequence[str] | None,
+    need_labels: bool,
+    pack: Pack | None,
 ) -> ImageDataset:
     """Open one split of a devkit folder. UserErrors as described at `datasets.open_dataset`."""
-    if not (root / "JPEGImages").is_dir():
+    if pack is None and not (root / "JPEGImages").is_dir():
         raise UserError(_missing_root(root))
     ids, images = read_split(root, split)
+    if pack is None:
+        require_files(images, root / LISTS / f"{split}.txt")
     names = class_names(root, classes, CLASSES)
     table = None
     found = find_labels(root, ids, names, labels)
@@ -60,7 +69,7 @@ def open_voc(
 
 def read_split(root: Path, split: str) -> tuple[list[str], list[Path]]:
     """Ids and image files of ImageSets/Segmentation/SPLIT.txt, whose lines are "id" or "/JPEGImages/x.jpg
-    /Segmentation.../x.png"; every image exists.
+    /Segmentation.../x.png".
     """
     path = root / LISTS / f"{split}.txt"
     if not path.is_file():
@@ -72,7 +81,6 @@ def read_split(root: Path, split: str) -> tuple[list[str], list[Path]]:
         raise UserError(f"{path}: the list is empty; put one image id on each line")
     ids = [PurePosixPath(word).stem if "/" in word else word for word in first_words]
     images = [root / (word.lstrip("/") if "/" in word else f"JPEGImages/{word}.jpg") for word in first_words]
-    require_files(images, path)
     return ids, images
 
 

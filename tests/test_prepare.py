@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,42 @@ def test_real_coco_instances_become_a_label_file(tmp_path: Path) -> None:
     labels = json.loads(output.read_text())
     assert labels
     assert all(labels.values())
+
+
+def test_a_pack_is_written_beside_the_label_file(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(root, "--pack") == 0
+    assert f"{root / 'train.tar'}: 10 images of train, 0.0 MiB; train with data.pack=" in capsys.readouterr().out
+    with tarfile.open(root / "train.tar") as tar:
+        assert tar.getnames() == [f"train_{k:05d}.jpg" for k in range(10)]
+    assert run(root, "--pack", str(tmp_path / "elsewhere/mine.tar")) == 0
+    assert (tmp_path / "elsewhere/mine.tar").read_bytes() == (root / "train.tar").read_bytes()
+
+
+def test_without_being_asked_nothing_is_packed(root: Path) -> None:
+    assert run(root) == 0
+    assert not list(root.rglob("*.tar"))
+
+
+def test_bad_images_are_not_packed(root: Path) -> None:
+    (root / "JPEGImages/train_00003.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="1 of 10 images are bad"):
+        run(root, "--pack")
+    assert not list(root.rglob("*.tar*"))
+
+
+def test_errors_of_packing_are_one_line_with_exit_status_2(root: Path) -> None:
+    command = [sys.executable, "-m", "cosa_fast.prepare", "--format", "voc", "--root", str(root), "--workers", "0"]
+
+    def error(*options: str) -> str:
+        done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    assert "choose a name that ends in .tar" in error("--split", "train", "--pack", str(root / "photo.jpg"))
+    (root / "taken.tar").mkdir()
+    assert "taken.tar: cannot be written" in error("--split", "train", "--pack", str(root / "taken.tar"))
+    (root / "ImageSets/Segmentation/twice.txt").write_text("train_00001\ntrain_00001\n")
+    assert "twice: the list has the id train_00001 2 times" in error("--split", "twice", "--pack")

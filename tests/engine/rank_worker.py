@@ -11,6 +11,7 @@ import torch
 
 from cosa_fast.config import config_from_dict
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, ranks_of_launch
 from cosa_fast.engine import Engine
 from cosa_fast.fused_engine import FusedEngine
@@ -25,16 +26,16 @@ def main(path: Path) -> None:
     torch.set_num_threads(1)
     job = torch.load(path, weights_only=True)
     config = config_from_dict(job["config"], where=str(path))
-    with ranks_of_launch("cpu") as ranks:
-        engine = (FusedEngine if job["engine"] == "fused" else Engine)(
-            config, job["classes"], torch.device("cpu"), ranks
-        )
+    with ranks_of_launch(config.run.device) as ranks:
+        device = pick_device(config.run.device, ranks.local_rank)
+        engine = (FusedEngine if job["engine"] == "fused" else Engine)(config, job["classes"], device, ranks)
         losses = []
         for values in job["batches"]:
-            metrics = engine.step(part(Batch(**values, ids=[]), ranks))
-            losses.append({name: float(ranks.host_sum(value.clone())) / ranks.size for name, value in metrics.items()})
+            metrics = engine.step(part(Batch(**values, ids=[]), ranks).to(device))
+            sums = {name: ranks.host_sum(value.detach().cpu().clone()) for name, value in metrics.items()}
+            losses.append({name: float(value) / ranks.size for name, value in sums.items()})
         if ranks.is_main:
-            weights = {name: value.clone() for name, value in engine.student.state_dict().items()}
+            weights = {name: value.cpu().clone() for name, value in engine.student.state_dict().items()}
             torch.save({"losses": losses, "weights": weights, "xi": engine.threshold_values}, f"{path}.out")
 
 

@@ -69,6 +69,21 @@ def test_two_and_four_ranks_learn_what_one_does(make_config: Callable[..., Confi
         assert (a - b).norm() / b.norm() < 1e-6, (ranks, engine)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_learn_what_one_does_in_captured_steps(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(
+        "optim.batch_size=4", "optim.cotrain_after=6", "optim.iterations=20", "optim.lr=1e-4", "run.device=cuda",
+        "run.precision=fp32", "run.compile=off",
+    )  # fmt: skip
+    batches = uneven_batches(config, 14)  # each phase's steps are captured at its fourth
+    alone, two = (train_with(ranks, tmp_path, config, batches, "fused") for ranks in (1, 2))
+    for expected, found in zip(alone["losses"], two["losses"], strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    a, b = (torch.cat([value.flatten() for value in each["weights"].values()]) for each in (two, alone))
+    assert (a - b).norm() / b.norm() < 1e-4
+
+
 def command_of_run(config: Config, folder: Path) -> list[str]:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
