@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(config.run.device)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    machine = manifest.describe(config, device)
     training_set, validation_set = open_datasets(config)
     engines, curves = train_both(config, training_set, device)
     evaluation = {name: evaluate(engine, config, validation_set, device) for name, engine in engines.items()}
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     print_tables(phases, evaluation)
     if arguments.out is not None:
         result = {
-            "machine": manifest.describe(config, device), "iterations": config.optim.iterations,
+            "machine": machine, "iterations": config.optim.iterations,
             "cotrain_after": config.optim.cotrain_after, "batch_size": config.optim.batch_size,
             "backbone": config.model.backbone, "crop": config.data.crop_size, "window": arguments.window,
             "phases": phases, "evaluation": evaluation,

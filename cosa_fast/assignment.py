@@ -4,6 +4,7 @@ section 3)."""
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +66,12 @@ class AssignmentNetwork:
             self.model.encoder.pack(config.attention)
         # What the forward pass runs: the model itself, or a copy of it in another type that somebody keeps equal.
         self.compute = self.model
-        self._pairs = self._match(student)
+        self._student = student
 
-    def _match(self, student: CoSANet) -> list[tuple[Tensor, Tensor]]:
-        own, online = self.model.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
+    @cached_property
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(own, ON's) tensors. Matched at the first update, when both networks have their final memory."""
+        own, online = self.model.state_dict(keep_vars=True), self._student.state_dict(keep_vars=True)
         return [(own[name].detach(), online[name].detach()) for name in own]
 
     @torch.no_grad()

@@ -106,6 +106,7 @@ def open_pipeline(
             ranks=ranks,
             workers=data.workers,
             prefetch=data.prefetch,
+            pinned=device.type == "cuda",
             with_truth=with_truth,
             unreadable=data.unreadable,
         )

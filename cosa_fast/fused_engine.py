@@ -36,8 +36,6 @@ class FusedEngine(EngineBase):
         super().__init__(config, num_classes, device, ranks)
         self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
         self.teacher.compute = self.networks.assigning
-        # The optimiser's pass moves the average; these would keep alive the memory that parameters had before.
-        self.teacher._pairs.clear()
         if compiles(config, device):
             for network in (self.networks.online, self.networks.assigning):
                 compile_blocks(network)

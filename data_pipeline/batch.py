@@ -27,6 +27,10 @@ class Batch:
         """The same batch on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies without making the host wait."""
+        return self.map(Tensor.pin_memory)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `function` of every tensor."""
         return Batch(

@@ -33,7 +33,7 @@ class TorchPipeline:
     position) alone, so the stream is the same for any number of workers, and continues exactly when `start` is set to
     the number of samples already used. Of each batch, rank r of `ranks` gets the r-th of equal parts: together the
     ranks see what one alone would. Iterating again begins at `start` again.
-    prefetch: batches that each worker prepares ahead.
+    prefetch: batches that each worker prepares ahead. pinned: in page-locked memory, on the way to a GPU.
     with_truth: also read the masks (studies only); otherwise no mask file is ever opened.
     unreadable: "stop" raises the UserError of an image that cannot be read; "skip" shows the next readable image of the
     set in its place and names the file once on stderr.
@@ -53,6 +53,7 @@ class TorchPipeline:
         ranks: int = 1,
         workers: int = 0,
         prefetch: int = 2,
+        pinned: bool = False,
         with_truth: bool = False,
         unreadable: Unreadable = "stop",
     ) -> None:
@@ -63,6 +64,7 @@ class TorchPipeline:
             batch_sampler=Positions.of(batch_size, start, rank, ranks),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
+            pin_memory=pinned,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
             # The loader draws a seed for its workers, which use none: keep that out of the global generator.
@@ -104,6 +106,10 @@ class _Sample:
 class _Collated:
     batch: Batch
     problems: list[str]
+
+    def pin_memory(self) -> "_Collated":
+        """Called by the loader."""
+        return _Collated(self.batch.pin_memory(), self.problems)
 
 
 class _Samples(Dataset[_Sample | _Failure]):

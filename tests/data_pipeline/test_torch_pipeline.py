@@ -179,3 +179,18 @@ def test_real_images_stream(voc_animals: Path) -> None:
     for labels, truth in zip(batch.labels, batch.truth, strict=True):
         seen = set(truth.unique().tolist()) - {0, 255}
         assert seen <= {int(c) + 1 for c in labels.nonzero()}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_the_same(workers: int, synthetic_root: Path) -> None:
+    dataset = open_dataset("voc", synthetic_root, "train")
+    usual, pinned = (
+        next(iter(TorchPipeline(dataset, AugmentConfig(crop_size=64), 4, 0, workers=workers, pinned=flag)))
+        for flag in (False, True)
+    )
+    assert pinned.strong.is_pinned()
+    assert pinned.valid.is_pinned()
+    assert torch.equal(pinned.strong, usual.strong)
+    assert pinned.ids == usual.ids
