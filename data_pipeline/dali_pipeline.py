@@ -87,10 +87,11 @@ class DaliPipeline:
         return Batch(
             weak=torch.from_dlpack(weak.as_tensor()),
             strong=torch.from_dlpack(strong.as_tensor()),
-            labels=torch.stack([sample.labels for sample in samples]).to(self._device),
+            # Without waiting: a plain copy would first let the GPU finish the step before.
+            labels=torch.stack([sample.labels for sample in samples]).to(self._device, non_blocking=True),
             valid=_inside([sample.parameters.box for sample in samples], size, self._device),
             ids=[sample.id for sample in samples],
-            truth=torch.stack(truths).to(self._device) if truths else None,
+            truth=torch.stack(truths).to(self._device, non_blocking=True) if truths else None,
         )
 
 
@@ -106,7 +107,7 @@ def _views(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[An
 
 def _inside(boxes: list[Box], size: int, device: torch.device) -> Tensor:
     """(B, size, size) bool on `device`: True inside each box."""
-    top, left, height, width = torch.tensor(boxes, device=device)[:, :, None].unbind(1)
+    top, left, height, width = torch.tensor(boxes).to(device, non_blocking=True)[:, :, None].unbind(1)
     place = torch.arange(size, device=device)
     rows, columns = ((place >= first) & (place < first + length) for first, length in ((top, height), (left, width)))
     return rows[:, :, None] & columns[:, None, :]
