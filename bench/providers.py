@@ -19,14 +19,16 @@ from cosa_fast.errors import UserError
 from cosa_fast.fused_engine import FusedEngine
 
 # What each line of the speed ablation changes. Plain kernels and the plain engine also run outside CUDA graphs.
-PLAIN_ENGINE = {"ours, plain engine": ["run.engine=plain"]}
+ON_CPU = {
+    "ours, plain engine": ["run.engine=plain"],
+    "ours, packed attention": ["teacher.attention=packed"],
+}
 ABLATIONS = {
     "ours, eager blocks": ["run.compile=off"],
     "ours, no CUDA graph": ["run.capture=off"],
     "ours, plain kernels": ["run.backend=reference"],
     "ours, fp32": ["run.precision=fp32"],
-    **PLAIN_ENGINE,
-    "ours, packed attention": ["teacher.attention=packed"],
+    **ON_CPU,
     "ours, varlen attention": ["teacher.attention=varlen"],
 }
 CLASSES = {"voc": 20, "coco": 80, "synthetic": 5}
@@ -74,7 +76,7 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
     if chosen != "ablations":
         found["baseline"] = baseline(False)
     if chosen != "main":
-        wanted = ABLATIONS if device.type == "cuda" else PLAIN_ENGINE
+        wanted = ABLATIONS if device.type == "cuda" else ON_CPU
         found |= {name: ours(overrides) for name, overrides in wanted.items()}
         if device.type == "cuda":
             found["baseline, bf16 + compile"] = baseline(True)

@@ -44,7 +44,7 @@ def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 def test_whole_steps_of_all_providers(tmp_path: Path) -> None:
     written = measured(tmp_path, "--classes", "5")
     (result,) = written["results"]
-    assert set(result["providers"]) == {"ours", "baseline", "ours, plain engine"}
+    assert set(result["providers"]) == {"ours", "baseline", "ours, plain engine", "ours, packed attention"}
     rate = written["matrix_rate"]["flop_per_second"]
     for row in result["providers"].values():
         assert row["ms_20"] <= row["ms"] <= row["ms_80"]
