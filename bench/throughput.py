@@ -30,10 +30,9 @@ from cosa_fast import manifest
 from cosa_fast.cli import run_cli
 from cosa_fast.config import Config, load_config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import check_backend, pick_device
+from cosa_fast.device import check_backend, compute_type, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.flops import step_flops
-from cosa_fast.fused_engine import compute_type
 from cosa_fast.model import build_model
 
 SUITE_CONFIGS = ("voc.yaml", "coco.yaml")
@@ -170,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(configs[0].run.device)
     if configs[0].run.threads is not None:
         torch.set_num_threads(configs[0].run.threads)
-    rate = None if arguments.losses_only else matrix_rate(device, compute_type(configs[0], device))
+    rate = None if arguments.losses_only else matrix_rate(device, compute_type(configs[0].run.precision, device))
     if rate is not None:
         print(f"matrix rate: {rate['flop_per_second'] / 1e12:.3g} TFLOP/s in {rate['type']}, side {rate['side']}")
     bench = Bench(arguments, device, None if rate is None else rate["flop_per_second"], deadline)

@@ -15,6 +15,15 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type of run.precision = `precision`; "auto" is bfloat16 on a GPU whose matrix units have it, float32
+    elsewhere."""
+    if precision == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def check_backend(backend: str, device: torch.device) -> None:
     """Refuse, before anything is computed, a run.backend that cannot work on this device."""
     try:

@@ -4,6 +4,7 @@
 against it. Their checkpoints are interchangeable.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ class EngineBase:
 
     def check(self) -> None:
         """Raise NonFiniteLoss if a step since the last check had to be left out."""
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """To evaluate `student` and `teacher.model` in."""
+        return nullcontext()
 
     def _learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Forward and backward passes over this rank's batch, in `optim.accumulate` parts: its shares of the terms,

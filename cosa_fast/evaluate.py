@@ -19,7 +19,7 @@ from cosa_fast.config import Config, config_from_dict, config_to_dict
 from cosa_fast.data import Pipeline, choose_pipeline, loading
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.device import pick_device
+from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.eval_result import EvalResult
 from cosa_fast.evaluation import evaluate_network
@@ -128,6 +128,7 @@ def _evaluate(
             limit=limit,
             progress=progress,
             loading=loading(config, pipeline),
+            dtype=compute_type(config.run.precision, device),
         )
 
 

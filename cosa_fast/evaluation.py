@@ -42,11 +42,13 @@ def evaluate_network(
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
     loading: Loading = BY_PIL,
+    dtype: torch.dtype = torch.float32,
 ) -> EvalResult:
     """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
 
     classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread. ranks: share
     the images out; every rank returns the result over all of them. loading: how the images are read.
+    dtype: of the network's matrix products; everything after them is float32.
     The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
     classes that the classifier predicts) the teacher's; a scale that
     both name is computed once. progress(done, total) is called after each image.
@@ -71,6 +73,7 @@ def evaluate_network(
                 (*eval.scales, *teacher.scales),
                 flip=eval.flip or teacher.flip,
                 seg_scales=eval.scales,
+                dtype=dtype,
             )
             for number, truth in enumerate(truths):
                 outputs = of_image(batch, number, len(images))

@@ -6,6 +6,7 @@ nothing is updated any more, and `check()`, at the next log point, says which st
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from cosa_fast.attention import check_attention
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.engine import EngineBase, NonFiniteLoss
 from cosa_fast.flat import FlatNetworks
@@ -31,12 +33,13 @@ class FusedEngine(EngineBase):
     """EngineBase on flat buffers."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
-        dtype = compute_type(config, device)
+        dtype = compute_type(config.run.precision, device)
         check_attention(config.teacher.attention, device, dtype)
         super().__init__(config, num_classes, device, ranks)
         self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
         self.teacher.compute = self.networks.assigning
-        if compiles(config, device):
+        self._compiled = compiles(config, device)
+        if self._compiled:
             for network in (self.networks.online, self.networks.assigning):
                 compile_blocks(network)
         self._rate = torch.zeros((), device=device)
@@ -70,6 +73,10 @@ class FusedEngine(EngineBase):
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(self._healthy, tensor, old))
         return {**self._metrics(loss, terms, statistics), "lr": self._rate.clone()}
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Compiled blocks stay out of it: they would be compiled anew for every size of images."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _backward(self, loss: Tensor, first: bool) -> None:
         self.networks.clear_gradients()
@@ -155,14 +162,6 @@ class _CapturedStep:
         self._graph = graph
         # Its memory stays with the graph, and no statistics of the allocator show it again.
         self._engine.replayed_peak = torch.cuda.max_memory_allocated(self._engine.device)
-
-
-def compute_type(config: Config, device: torch.device) -> torch.dtype:
-    """The type of run.precision; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
-    name = config.run.precision
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def compiles(config: Config, device: torch.device) -> bool:

@@ -31,19 +31,27 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def forward_scales(
-    model: CoSANet, images: Tensor, scales: Iterable[float], *, flip: bool, seg_scales: Iterable[float]
+    model: CoSANet,
+    images: Tensor,
+    scales: Iterable[float],
+    *,
+    flip: bool,
+    seg_scales: Iterable[float],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[float, Outputs]:
     """One forward per scale on [images; flipped images].
 
     images: (N, 3, H, W) normalised. flip: whether rows N.., the flipped images, are computed.
-    seg_scales: the scales at which the decoder runs; elsewhere Outputs.seg is None.
+    seg_scales: the scales at which the decoder runs; elsewhere Outputs.seg is None. dtype: of the network's matrix
+    products (torch.autocast).
     """
     wanted = set(seg_scales)
     outputs = {}
-    for scale in dict.fromkeys(scales):
-        scaled = resize_to_stride(images, scale, model.stride)
-        rows = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        outputs[scale] = model(rows, seg=scale in wanted)
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        for scale in dict.fromkeys(scales):
+            scaled = resize_to_stride(images, scale, model.stride)
+            rows = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+            outputs[scale] = model(rows, seg=scale in wanted)
     return outputs
 
 
@@ -97,14 +105,16 @@ def segment(
     *,
     flip: bool,
     allowed: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Segmentation of one image: (H, W) = size, uint8 in 0..C, on the CPU.
 
     image: (3, h, w) normalised, on the model's device; its size is scale 1, and need not be `size`.
     allowed: (K,) bool, the classes that may be predicted (label-aware); None leaves all of them in (label-free).
+    dtype: as in `forward_scales`.
     """
     with inference(model):
-        outputs = forward_scales(model, image[None], scales, flip=flip, seg_scales=scales)
+        outputs = forward_scales(model, image[None], scales, flip=flip, seg_scales=scales, dtype=dtype)
         prediction = torch.empty(size, dtype=torch.uint8)
         segs = [output.seg for output in outputs.values() if output.seg is not None]
         for rows, logits in summed_logits(segs, size):

@@ -16,7 +16,7 @@ from cosa_fast.checkpoint import Networks, load_networks
 from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.images import IMAGE_SUFFIXES, read_image
 from cosa_fast.data_pipeline.pixels import normalise
-from cosa_fast.device import pick_device
+from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation import class_indices
 from cosa_fast.inference import allowed_classes, segment
@@ -84,7 +84,13 @@ def predict(
         pixels = normalise(_shrink(image, max_side), config.data.mean, config.data.std).to(device)
         size = (image.height, image.width)
         classes = segment(
-            model, pixels, size, scales or config.eval.scales, flip=config.eval.flip, allowed=allowed
+            model,
+            pixels,
+            size,
+            scales or config.eval.scales,
+            flip=config.eval.flip,
+            allowed=allowed,
+            dtype=compute_type(config.run.precision, device),
         ).numpy()
         _write(job, image, classes)
         yield job, classes

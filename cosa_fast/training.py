@@ -16,7 +16,7 @@ from cosa_fast import checkpoint, manifest
 from cosa_fast.config import Config, config_from_dict, config_to_dict
 from cosa_fast.data import Pipeline, choose_pipeline, loading, open_datasets, open_pipeline
 from cosa_fast.data_pipeline.datasets import ImageDataset
-from cosa_fast.device import pick_device
+from cosa_fast.device import compute_type, pick_device
 from cosa_fast.distributed import Ranks, is_lost_rank, ranks_of_launch
 from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
 from cosa_fast.errors import QuietError, UserError
@@ -24,6 +24,7 @@ from cosa_fast.evaluation import EvalResult, evaluate_network
 from cosa_fast.flops import step_flops
 from cosa_fast.fused_engine import FusedEngine
 from cosa_fast.logging import MeanMetrics, RunLog, SilentLog, StepTimer
+from cosa_fast.model import CoSANet
 from cosa_fast.profiling import StepProfiler, check_iterations
 from cosa_fast.visualise import gallery
 
@@ -238,25 +239,30 @@ class _Run:
         self.engine.check()
         results = {}
         for name, model in (("student", self.engine.student), ("teacher", self.engine.teacher.model)):
-            results[name] = evaluate_network(
-                model,
-                self.validation_set,
-                classes=self.validation_set.classes,
-                eval=self.config.eval,
-                teacher=self.config.teacher,
-                mean=self.config.data.mean,
-                std=self.config.data.std,
-                device=self.device,
-                thresholds=self._evaluation_thresholds(),
-                limit=self._evaluation_limit(),
-                ranks=self.ranks,
-                loading=loading(self.config, self.pipeline),
-            )
+            with self.engine.evaluating():
+                results[name] = self._evaluate_network(model)
             summary = {key: value for key, value in results[name].summary().items() if value == value}
             self.log.record(self.engine.iteration, {"network": name, **summary}, kind=f"eval_{name}")
             self.log.message(f"iteration {self.engine.iteration} {name}: {_headline(summary)}")
         self._keep_best(results["teacher"])
         return results
+
+    def _evaluate_network(self, model: CoSANet) -> EvalResult:
+        return evaluate_network(
+            model,
+            self.validation_set,
+            classes=self.validation_set.classes,
+            eval=self.config.eval,
+            teacher=self.config.teacher,
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+            device=self.device,
+            thresholds=self._evaluation_thresholds(),
+            limit=self._evaluation_limit(),
+            ranks=self.ranks,
+            loading=loading(self.config, self.pipeline),
+            dtype=compute_type(self.config.run.precision, self.device),
+        )
 
     def _evaluation_limit(self) -> int | None:
         """eval.limit shortens the evaluations in the loop; the last one is over everything."""

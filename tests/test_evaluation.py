@@ -263,6 +263,19 @@ def test_images_of_one_size_can_be_forwarded_together(tmp_path: Path, tiny_netwo
     assert seen == list(range(1, len(masks) + 1))
 
 
+def test_half_precision_changes_the_figures_a_little(tmp_path: Path, tiny_network: CoSANet) -> None:
+    dataset = make_dataset(tmp_path, block_masks())
+    single, half = (run(tiny_network, dataset, dtype=dtype).summary() for dtype in (torch.float32, torch.bfloat16))
+    types: set[torch.dtype] = set()
+    hook = tiny_network.decoder.register_forward_hook(lambda *call: types.add(call[2].dtype))
+    run(tiny_network, dataset, dtype=torch.bfloat16)
+    hook.remove()
+    assert types == {torch.bfloat16}
+    assert single.keys() == half.keys()
+    for name in ("seg_label_free", "seg_label_aware", "cam_best"):
+        assert half[name] == pytest.approx(single[name], abs=5)
+
+
 def test_right_network_scores_full_marks_and_wrong_one_does_not(tmp_path: Path) -> None:
     masks = [np.zeros((32, 48), np.uint8), np.zeros((32, 48), np.uint8)]
     masks[0][:16, :24], masks[1][16:, 24:] = 1, 2

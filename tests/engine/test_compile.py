@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.batch import Batch
@@ -33,6 +34,12 @@ def test_compiled_and_plain_engine_agree_and_read_each_others_state(
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-4, atol=1e-5)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cosa_fast" / "inductor")
     assert any((tmp_path / "cosa_fast" / "inductor").rglob("*.so"))
+
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    with compiled.evaluating(), torch.no_grad():
+        compiled.student(torch.zeros(1, 3, 48, 72))  # an image of another size
+    assert counters["stats"]["unique_graphs"] == graphs
 
     first, second = compiled.state_dict(), plain.state_dict()
     plain.load_state_dict(first)
