@@ -122,9 +122,12 @@ def ranks_of_launch(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     _host_group()
+    global _hosts
     try:
         yield ranks
-    finally:
-        global _hosts
+    except BaseException:
+        # Not destroyed: where a rank is lost, that may wait for it. The process ends, and its groups with it.
         _hosts = None
-        dist.destroy_process_group()
+        raise
+    _hosts = None
+    dist.destroy_process_group()

@@ -123,7 +123,7 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
     os.kill(int(children[-1]), signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "another process of this run has ended" in output
+    assert "another process of this run has ended" in output, output
     assert "go on with --resume auto" in output
     newest = checkpoint.latest(run / "checkpoints")
     assert newest is not None

@@ -328,6 +328,10 @@ def test_any_shape(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values = case(batch, channels, grid, device, seed)
     parameters = {"epsilon": 1.5, "temperature": temperature, "scope": scope, "similarity": similarity}
+    if channels == 1 and similarity == "cosine":  # all cosines are ±1: the gradient is 0, and what is left is rounding
+        gradient = derivative("triton", *values[:3], THRESHOLD, values[3], **parameters)[1]
+        assert (gradient * values[0]).abs().max() < 1e-6
+        return
     tolerance = 1e-5 if similarity == "cosine" else 1e-4  # dot products of 35 channels over 0.2 reach 500
     assert_as_exact(tolerance, *values[:3], THRESHOLD, values[3], **parameters)
 
