@@ -44,5 +44,5 @@ def decoded_by_dali(
             exec_dynamic=True,
         )(graph)()
 
-    for items, (images,) in run_graph(open_source, build, device, by_pil):
+    for (items,), (images,) in run_graph(open_source, build, device, by_pil):
         yield torch.stack([torch.from_dlpack(image) for image in images]), [item.mask for item in items]

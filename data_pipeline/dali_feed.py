@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -65,9 +66,10 @@ def read_file(dataset: ImageDataset, index: int, by_pil: set[int]) -> File:
 
 
 class Source(Generic[Item]):
-    """The external source of a graph, called once for each batch; it makes the graph's inputs of loaded items.
+    """The external source of a graph, called once for each of its runs; it makes the graph's inputs of loaded items.
 
-    `pending` holds the items of the batches that the graph has not handed out yet. Where one cannot be loaded, the
+    A run takes up to `group` batches at once: DALI's threads share the images of a run, and few are shared badly.
+    `pending` holds the batches of the runs that the graph has not handed out yet. Where an item cannot be loaded, the
     source ends and leaves the UserError in `failure`, to be raised when the batches before have been used.
     """
 
@@ -78,20 +80,29 @@ class Source(Generic[Item]):
         inputs: Callable[[list[Item]], Any],
         threads: int,
         prefetch: int,
+        group: int = 1,
     ) -> None:
-        self._ahead = Ahead(load, batches, threads, prefetch)
+        self._ahead = Ahead(load, batches, threads, prefetch * group)
         self._inputs = inputs
-        self.pending: deque[list[Item]] = deque()
+        self._group = group
+        self.pending: deque[list[list[Item]]] = deque()
         self.failure: UserError | None = None
 
     def __call__(self) -> Any:
-        try:
-            batch = next(self._ahead)
-        except UserError as error:
-            self.failure = error
-            raise StopIteration from None
-        self.pending.append(batch)
-        return self._inputs(batch)
+        batches = list(islice(self._loaded(), self._group))
+        if not batches:
+            raise StopIteration
+        self.pending.append(batches)
+        return self._inputs([item for batch in batches for item in batch])
+
+    def _loaded(self) -> Iterator[list[Item]]:
+        while self.failure is None:
+            try:
+                yield next(self._ahead)
+            except StopIteration:
+                return
+            except UserError as error:
+                self.failure = error
 
     def close(self) -> None:
         """End the threads."""
@@ -103,11 +114,11 @@ def run_graph(
     build: Callable[[Source[Item]], Any],
     device: torch.device,
     by_pil: set[int],
-) -> Iterator[tuple[list[Item], tuple[Any, ...]]]:
-    """(items, outputs of the graph) of each batch, until the source ends.
+) -> Iterator[tuple[list[list[Item]], tuple[Any, ...]]]:
+    """(batches, outputs of the graph) of each run, until the source ends.
 
     open_source(n): the source from the n-th batch on. build: its pipeline. After an error of DALI, the images under way
-    that it cannot decode are added to `by_pil`, and a new pipeline goes on with that very batch: PIL then reads them,
+    that it cannot decode are added to `by_pil`, and a new pipeline goes on with that very run: PIL then reads them,
     or its UserError says what is wrong. Any other error of DALI is raised.
     """
     used = 0
@@ -123,13 +134,15 @@ def run_graph(
                         raise source.failure from None
                     return
                 except RuntimeError:
-                    bad = {item.file.index for batch in source.pending for item in batch if not _decodes(item, device)}
+                    waiting = [item for run in source.pending for batch in run for item in batch]
+                    bad = {item.file.index for item in waiting if not _decodes(item, device)}
                     if not bad:
                         raise
                     by_pil |= bad
                     break
-                used += 1
-                yield source.pending.popleft(), outputs
+                batches = source.pending.popleft()
+                used += len(batches)
+                yield batches, outputs
         finally:
             source.close()
 

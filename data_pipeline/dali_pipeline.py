@@ -19,14 +19,17 @@ from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, dec
 from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, Samples, arguments
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least
 
+# Images of one run of the graph: several small batches together keep all threads busy.
+RUN = 16
+
 
 class DaliPipeline:
     """An endless stream of augmented batches over `dataset`, with the contract of `TorchPipeline`: the same images,
     labels, geometry and valid pixels; colours up to the differences in docs/data.md.
 
     device: where the batches are wanted. On a GPU its decoder and operators work there too.
-    threads: CPU threads of DALI, and as many that read files. prefetch: batches that DALI keeps ready, and as many read
-    ahead for it. Neither changes the stream.
+    threads: CPU threads of DALI, and as many that read files. prefetch: runs of the graph, of RUN images or one batch
+    where that is larger, that DALI keeps ready, and as many read ahead for it. Neither changes the stream.
     A file that DALI cannot decode, or not as PIL does, is decoded by PIL. The tensors of a batch are DALI's own, handed
     over without a copy; they live as long as somebody holds them.
     ValueError for batch_size, threads or prefetch < 1 or a negative seed or start.
@@ -53,12 +56,16 @@ class DaliPipeline:
         self._positions = Positions.of(batch_size, start, rank, ranks)
         self._samples = Samples(dataset, config, seed, with_truth, unreadable, by_pil=set())
         self._device, self._threads, self._prefetch = device, threads, prefetch
+        self._group = max(1, RUN // self._positions.length)
         self._notes = SkipNotes()
 
     def __iter__(self) -> Iterator[Batch]:
         graph = run_graph(self._source, self._build, self._device, self._samples.by_pil)
-        for samples, (weak, strong) in graph:
-            yield self._batch(samples, weak, strong)
+        for batches, outputs in graph:
+            weak, strong = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+            lengths = [len(samples) for samples in batches]
+            for samples, *views in zip(batches, weak.split(lengths), strong.split(lengths), strict=True):
+                yield self._batch(samples, *views)
 
     def _source(self, used: int) -> Source[Sample]:
         size = self._samples.config.crop_size
@@ -68,11 +75,12 @@ class DaliPipeline:
             lambda samples: arguments(samples, size),
             self._threads,
             self._prefetch,
+            self._group,
         )
 
     def _build(self, source: Source[Sample]) -> Any:
         return pipeline_def(
-            batch_size=self._positions.length,
+            batch_size=self._positions.length * self._group,
             num_threads=self._threads,
             device_id=device_id(self._device),
             prefetch_queue_depth=self._prefetch,
@@ -80,13 +88,13 @@ class DaliPipeline:
             enable_conditionals=True,
         )(_views)(source, self._samples.config, self._device.type == "cuda")
 
-    def _batch(self, samples: list[Sample], weak: Any, strong: Any) -> Batch:
+    def _batch(self, samples: list[Sample], weak: Tensor, strong: Tensor) -> Batch:
         self._notes.say([problem for sample in samples for problem in sample.problems])
         truths = [sample.truth for sample in samples if sample.truth is not None]
         size = self._samples.config.crop_size
         return Batch(
-            weak=torch.from_dlpack(weak.as_tensor()),
-            strong=torch.from_dlpack(strong.as_tensor()),
+            weak=weak,
+            strong=strong,
             # Without waiting: a plain copy would first let the GPU finish the step before.
             labels=torch.stack([sample.labels for sample in samples]).to(self._device, non_blocking=True),
             valid=_inside([sample.parameters.box for sample in samples], size, self._device),
