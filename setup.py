@@ -36,6 +36,7 @@ setup(
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
             "scipy>=1.11",
+            "matplotlib>=3.9",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

@@ -20,7 +20,7 @@ from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, Samples, argume
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least
 
 # Images of one run of the graph: several small batches together keep all threads busy.
-RUN = 16
+RUN = 32
 
 
 class DaliPipeline:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from chart_support import assert_chart
 
 from cosa_fast.data_pipeline.synthetic import generate
 
@@ -29,6 +30,7 @@ def test_every_image_set_and_pipeline_is_measured(tmp_path: Path) -> None:
     run = bench(tmp_path / "set", *numbers, "--out", str(out))
     assert run.returncode == 0, run.stderr
     assert run.stderr == "", "worker processes end quietly"
+    assert_chart(out.with_suffix(".png"))
     written = json.loads(out.read_text(encoding="utf-8"))
     assert (written["machine"]["file_cache"], written["machine"]["cores"] > 0) == ("warm", True)
     results = written["results"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chart_support import assert_chart
 
 from cosa_fast.config import load_config
 from cosa_fast.data_pipeline.synthetic import generate
@@ -37,6 +38,7 @@ def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     run = throughput("--windows", "2", "--steps", "1", "--out", str(out), *arguments)
     assert run.returncode == 0, run.stderr
     assert "they say nothing about a GPU" in run.stdout
+    assert_chart(out.with_suffix(".png"))
     return json.loads(out.read_text(encoding="utf-8"))
 
 
