@@ -14,7 +14,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from data_provider import STAGES, Provider, Served, Window
+from figures import quantiles, save_bars
 from PIL import Image
 
 from cosa_fast import manifest
@@ -39,14 +39,6 @@ from cosa_fast.prepare import pack
 QUALITY = 90  # of enlarged images
 READS = 5  # times all files are read
 SOURCES = ("files", "packed")
-
-
-def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """20 %, median, 80 %."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return cuts[1], statistics.median(values), cuts[7]
 
 
 def copy_images(dataset: ImageDataset, root: Path, count: int, enlarge: int | None) -> dict[str, Any]:
@@ -149,25 +141,16 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def save_chart(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars of images per second; skipped, with a line that says so, where matplotlib is missing."""
-    try:
-        import matplotlib
+    """Bars of images per second, a panel for each result."""
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print("no chart: pip install matplotlib")
-        return
-    figure, axes = plt.subplots(len(results), 1, figsize=(8, 2.5 * len(results)), squeeze=False)
-    for axis, result in zip(axes[:, 0], results, strict=True):
-        rows = {name: row for name, row in result["providers"].items() if "error" not in row}
-        axis.barh(list(rows), [row["images_per_second"] for row in rows.values()])
-        axis.set_xlabel("images per second")
-        megapixels = result["images"]["mean_megapixels"]
-        axis.set_title(f"{STAGES[result['stage']]}, {megapixels:.3f} megapixels, crop {result['crop']}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    print(f"written {path}")
+    def title(result: dict[str, Any]) -> str:
+        return f"{STAGES[result['stage']]}, {result['images']['mean_megapixels']:.3f} megapixels, crop {result['crop']}"
+
+    def bars(result: dict[str, Any]) -> dict[str, float]:
+        rows = result["providers"].items()
+        return {name: row["images_per_second"] for name, row in rows if "error" not in row}
+
+    save_bars([(title(result), bars(result)) for result in results], path)
 
 
 def pipelines() -> list[str]:

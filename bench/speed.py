@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from figures import quantiles
 from kernel_timing import CudaClock, HostClock, time_run
 from providers import Feed, Step
 
@@ -42,14 +43,6 @@ class Timing:
             "share_of_matrix_rate": None if per_second is None or rate is None else per_second / rate,
             "peak_mib": None if self.peak_bytes is None else self.peak_bytes / 2**20,
         }  # fmt: skip
-
-
-def quantiles(values: list[float]) -> tuple[float, float, float]:
-    """20 %, median, 80 %."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return cuts[1], statistics.median(values), cuts[7]
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from figures import save_bars
+
 COLUMNS = ("ms/step", "20%", "80%", "img/s", "ours is", "wait ms", "TFLOP/s", "of rate", "peak MiB")
 CPU_NOTE = "Figures of a CPU compare providers within this run; they say nothing about a GPU."
 ENERGY_NOTE = (
@@ -41,23 +43,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def save_chart(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars of images per second; skipped, with a line that says so, where matplotlib is missing."""
-    try:
-        import matplotlib
+    """Bars of images per second, a panel for each result."""
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print("no chart: pip install matplotlib")
-        return
-    figure, axes = plt.subplots(len(results), 1, figsize=(8, 2.5 * len(results)), squeeze=False)
-    for axis, result in zip(axes[:, 0], results, strict=True):
-        rows = {name: row for name, row in result["providers"].items() if "ms" in row}
-        axis.barh(list(rows), [row["images_per_second"] for row in rows.values()])
-        axis.set_xlabel("images per second")
-        title = [result.get("backbone", "loss path"), f"batch {result['batch_size']}", f"crop {result['crop']}"]
-        axis.set_title(", ".join([*title, f"{result['classes']} classes"]), fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"written {path}")
+    def title(result: dict[str, Any]) -> str:
+        parts = (result.get("backbone", "loss path"), f"batch {result['batch_size']}", f"crop {result['crop']}")
+        return ", ".join([*parts, f"{result['classes']} classes"])
+
+    def bars(result: dict[str, Any]) -> dict[str, float]:
+        return {name: row["images_per_second"] for name, row in result["providers"].items() if "ms" in row}
+
+    save_bars([(title(result), bars(result)) for result in results], path)

@@ -4,6 +4,7 @@
 against it. Their checkpoints are interchangeable.
 """
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,7 +32,7 @@ class NonFiniteLoss(Exception):
         self.term = term
 
 
-class EngineBase:
+class EngineBase(ABC):
     """Online network, assignment network and thresholds, and what they learn from.
 
     `student` and `teacher.model` are the float32 networks; `iteration` counts the finished steps and alone decides
@@ -72,11 +73,12 @@ class EngineBase:
     def _step_seed(self) -> int:
         return hash((self.config.run.seed, self.iteration)) % 2**63
 
+    @abstractmethod
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration on this rank's batch, which is on the device; returns detached 0-d metrics: `loss`, every term,
         statistics. Their means over the ranks are those of the whole batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self) -> None:
         """Raise NonFiniteLoss if a step since the last check had to be left out."""
 
@@ -116,9 +118,9 @@ class EngineBase:
             terms |= self.objective.cotraining(outputs, assignments[index], part, self.threshold_values, seed)
         return terms
 
+    @abstractmethod
     def _backward(self, loss: Tensor, first: bool) -> None:
         """Add this part's gradients to those of the step, or begin anew with them."""
-        raise NotImplementedError
 
     def _update_thresholds(self, assignment: Assignment, batch: Batch) -> None:
         for threshold, maps in zip(self.thresholds, (assignment.cam, assignment.cam_aux), strict=True):
@@ -141,11 +143,13 @@ class EngineBase:
         shares = {"loss": loss, **terms}
         return {name: value * self.ranks.size for name, value in shares.items()} | statistics
 
+    @abstractmethod
     def _optimizer_state(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """As torch.optim.AdamW's state_dict."""
 
+    @abstractmethod
     def _load_optimizer_state(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Take over what `_optimizer_state` gave, of either engine."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training depends on, besides configuration and data."""
@@ -198,6 +202,9 @@ class Engine(EngineBase):
         self.teacher.update()
         self.iteration += 1
         return {**self._metrics(loss, terms, statistics), "lr": torch.tensor(rate)}
+
+    def check(self) -> None:
+        """Nothing to do: `step` itself raises."""
 
     def _backward(self, loss: Tensor, first: bool) -> None:
         if first:
