@@ -22,8 +22,8 @@ from PIL import Image
 from cosa_fast import manifest
 from cosa_fast.config import Config
 from cosa_fast.data_pipeline.augment import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters, Box, draw
-from cosa_fast.data_pipeline.dali_feed import File
-from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, decode
+from cosa_fast.data_pipeline.dali_feed import File, images_of
+from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut
 from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
 from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, arguments
 from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
@@ -176,15 +176,15 @@ def _with_dali(
     gpu = device.type == "cuda"
     none = torch.zeros(0)
     batch = [
-        Sample(File(0, np.frombuffer(file, np.uint8), size), "", p, none, None, [])
+        Sample(File(0, np.frombuffer(file, np.uint8) if gpu else np.array(_image(file)), size), "", p, none, None, [])
         for file, size, p in zip(files, sizes, parameters, strict=True)
     ]
     inputs = arguments(batch, CROP)
 
     def graph() -> tuple[Any, ...]:
         source = fn.external_source(source=lambda: inputs, num_outputs=INPUTS, batch=True)
-        encoded, start, end, size, blurred, row, column, *colour, position = source
-        weak = blur(cut(decode(encoded, gpu), start, end, size), blurred, row, column)
+        content, start, end, size, blurred, row, column, *colour, position = source
+        weak = blur(cut(images_of(content, gpu), start, end, size), blurred, row, column)
         return weak, apply_colour(weak, *colour), position
 
     index = device.index or 0 if gpu else None

@@ -1,4 +1,4 @@
-"""Whole images decoded by DALI, for evaluation."""
+"""Whole images through DALI, for evaluation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from nvidia.dali import fn, pipeline_def
 from torch import Tensor
 
 from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.dali_feed import File, Source, device_id, read_file, run_graph
-from cosa_fast.data_pipeline.dali_operations import decode
+from cosa_fast.data_pipeline.dali_feed import File, Source, decoded_by_pil, device_id, images_of, read_file, run_graph
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,17 @@ def decoded_by_dali(
     dataset: ImageDataset, batches: Sequence[list[int]], device: torch.device, threads: int, prefetch: int
 ) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
     """((N, H, W, 3) uint8 on `device`, N masks) of each batch of indices, whose images are of one size."""
-    by_pil: set[int] = set()
+    by_pil = decoded_by_pil(device)
 
     def load(index: int) -> _Item:
         return _Item(read_file(dataset, index, by_pil), dataset.mask(index))
 
     def open_source(used: int) -> Source[_Item]:
-        return Source(load, batches[used:], lambda items: [item.file.encoded for item in items], threads, prefetch)
+        return Source(load, batches[used:], lambda items: [item.file.content for item in items], threads, prefetch)
 
     def build(source: Source[_Item]) -> Any:
         def graph() -> Any:
-            return decode(fn.external_source(source=source, batch=True), gpu=device.type == "cuda")
+            return images_of(fn.external_source(source=source, batch=True), gpu=device.type == "cuda")
 
         return pipeline_def(
             batch_size=max(map(len, batches), default=1),

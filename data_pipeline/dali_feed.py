@@ -1,4 +1,8 @@
-"""Files into DALI graphs, batches out of them: which files DALI is given, and what happens at one it cannot decode."""
+"""Files into DALI graphs, batches out of them: which files DALI is given, and what happens at one it cannot decode.
+
+Without a GPU PIL decodes everything, in the threads that read the files. DALI's CPU decoder is no faster (both are
+libjpeg-turbo), and that of DALI 2.4 crashes the process where one of several images of a run cannot be decoded.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +23,11 @@ from cosa_fast.errors import UserError
 
 @dataclass(frozen=True)
 class File:
-    """What DALI is given of an image. encoded: (n,) uint8, the content of a file. size: (height, width)."""
+    """What DALI is given of an image. content: (n,) uint8, that of a file, or (height, width, 3) uint8, its pixels.
+    size: (height, width)."""
 
     index: int
-    encoded: np.ndarray
+    content: np.ndarray
     size: tuple[int, int]
 
 
@@ -53,16 +58,29 @@ def device_id(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def read_file(dataset: ImageDataset, index: int, by_pil: set[int]) -> File:
+def decoded_by_pil(device: torch.device) -> set[int] | None:
+    """The images that PIL decodes: none to begin with, None for all of them."""
+    return set() if device.type == "cuda" else None
+
+
+def read_file(dataset: ImageDataset, index: int, by_pil: set[int] | None) -> File:
     """The image's own file where DALI decodes that exactly as PIL does and the image is not in `by_pil`; else what PIL
-    reads, handed over without loss. UserError as in `read_image`.
+    reads, handed over without loss. by_pil None: the pixels that PIL reads. UserError as in `read_image`.
     """
     path, data = dataset.image_path(index), dataset.encoded(index)
+    if by_pil is None:
+        pixels = np.array(read_image(path, data))
+        return File(index, pixels, (pixels.shape[0], pixels.shape[1]))
     size = plain_jpeg_size(path, data)
     if size is None or index in by_pil:
         image = read_image(path, data)
         data, size = lossless(image), (image.height, image.width)
     return File(index, np.frombuffer(data, np.uint8), size)
+
+
+def images_of(content: Any, gpu: bool) -> Any:
+    """In a graph: the images of the files' contents, on a GPU decoded there, on the CPU the pixels as they came."""
+    return decode(content, gpu) if gpu else fn.reshape(content, layout="HWC")
 
 
 class Source(Generic[Item]):
@@ -113,13 +131,13 @@ def run_graph(
     open_source: Callable[[int], Source[Item]],
     build: Callable[[Source[Item]], Any],
     device: torch.device,
-    by_pil: set[int],
+    by_pil: set[int] | None,
 ) -> Iterator[tuple[list[list[Item]], tuple[Any, ...]]]:
     """(batches, outputs of the graph) of each run, until the source ends.
 
-    open_source(n): the source from the n-th batch on. build: its pipeline. After an error of DALI, the images under way
-    that it cannot decode are added to `by_pil`, and a new pipeline goes on with that very run: PIL then reads them,
-    or its UserError says what is wrong. Any other error of DALI is raised.
+    open_source(n): the source from the n-th batch on. build: its pipeline. After an error of DALI where it decodes
+    (`by_pil` is a set), the images under way that it cannot decode are added to `by_pil`, and a new pipeline goes on
+    with that very run: PIL then reads them, or its UserError says what is wrong. Any other error of DALI is raised.
     """
     used = 0
     while True:
@@ -134,6 +152,8 @@ def run_graph(
                         raise source.failure from None
                     return
                 except RuntimeError:
+                    if by_pil is None:
+                        raise
                     waiting = [item for run in source.pending for batch in run for item in batch]
                     bad = {item.file.index for item in waiting if not _decodes(item, device)}
                     if not bad:
@@ -156,7 +176,7 @@ def _decodes(item: HasFile, device: torch.device) -> bool:
     """Whether DALI makes an image of the right size of the item's file."""
 
     def graph() -> Any:
-        file = fn.external_source(source=lambda: [item.file.encoded], batch=True)
+        file = fn.external_source(source=lambda: [item.file.content], batch=True)
         return decode(file, gpu=device.type == "cuda")
 
     pipeline = pipeline_def(batch_size=1, num_threads=1, device_id=device_id(device), prefetch_queue_depth=1)(graph)()

@@ -1,5 +1,5 @@
-"""The training pipeline on NVIDIA DALI: the batches of `torch_pipeline.py`, decoded and augmented by DALI, on the GPU
-where there is one.
+"""The training pipeline on NVIDIA DALI: the batches of `torch_pipeline.py`, decoded and augmented on the GPU; without
+one decoded by PIL in threads, and augmented by DALI on the CPU.
 
 DALI draws nothing: all parameters come from `augment.py` through an external source.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from cosa_fast.data_pipeline.augment import AugmentConfig, Box
 from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.dali_feed import Source, device_id, run_graph
-from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, decode, to_crop
+from cosa_fast.data_pipeline.dali_feed import Source, decoded_by_pil, device_id, images_of, run_graph
+from cosa_fast.data_pipeline.dali_operations import apply_colour, blur, cut, to_crop
 from cosa_fast.data_pipeline.dali_samples import INPUTS, Sample, Samples, arguments
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least
 
@@ -30,8 +30,8 @@ class DaliPipeline:
     device: where the batches are wanted. On a GPU its decoder and operators work there too.
     threads: CPU threads of DALI, and as many that read files. prefetch: runs of the graph, of RUN images or one batch
     where that is larger, that DALI keeps ready, and as many read ahead for it. Neither changes the stream.
-    A file that DALI cannot decode, or not as PIL does, is decoded by PIL. The tensors of a batch are DALI's own, handed
-    over without a copy; they live as long as somebody holds them.
+    What DALI's decoder does not read as PIL does is decoded by PIL; on the CPU everything. The tensors of a batch are
+    DALI's own, handed over without a copy; they live as long as somebody holds them.
     ValueError for batch_size, threads or prefetch < 1 or a negative seed or start.
     """
 
@@ -54,7 +54,7 @@ class DaliPipeline:
         at_least(0, seed=seed)
         at_least(1, threads=threads, prefetch=prefetch)
         self._positions = Positions.of(batch_size, start, rank, ranks)
-        self._samples = Samples(dataset, config, seed, with_truth, unreadable, by_pil=set())
+        self._samples = Samples(dataset, config, seed, with_truth, unreadable, decoded_by_pil(device))
         self._device, self._threads, self._prefetch = device, threads, prefetch
         self._group = max(1, RUN // self._positions.length)
         self._notes = SkipNotes()
@@ -105,10 +105,10 @@ class DaliPipeline:
 
 def _views(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:
     """The graph: (weak, strong)."""
-    encoded, start, end, size, blurred, row, column, *colour, position = fn.external_source(
+    content, start, end, size, blurred, row, column, *colour, position = fn.external_source(
         source=source, num_outputs=INPUTS, batch=True
     )
-    weak = blur(cut(decode(encoded, gpu), start, end, size), blurred, row, column)
+    weak = blur(cut(images_of(content, gpu), start, end, size), blurred, row, column)
     strong = apply_colour(weak, *colour)
     return tuple(to_crop(view, position, config.crop_size, config.mean, config.std) for view in (weak, strong))
 

@@ -36,14 +36,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sample position -> Sample. by_pil: images that PIL must read."""
+    """Sample position -> Sample. by_pil: as in `read_file`."""
 
     dataset: ImageDataset
     config: AugmentConfig
     seed: int
     with_truth: bool
     unreadable: Unreadable
-    by_pil: set[int]
+    by_pil: set[int] | None
 
     def at(self, position: int) -> Sample:
         """UserError as in `read_at`, and for a missing label or mask."""
@@ -67,14 +67,14 @@ class Samples:
 
 
 def arguments(batch: list[Sample], crop_size: int) -> tuple[list[np.ndarray] | np.ndarray, ...]:
-    """(encoded, start, end, size, blurred, row, column, operation, factor, threshold, bits, kernel, position): the
+    """(content, start, end, size, blurred, row, column, operation, factor, threshold, bits, kernel, position): the
     inputs of the graph in the order of its parameters, each a list or array with one entry per image.
     """
     drawn = [sample.parameters for sample in batch]
     starts, ends = zip(*(_corners(sample.file.size, sample.parameters) for sample in batch), strict=True)
     kernels = [blur_kernel(p.blur_radius) for p in drawn]
     return (
-        [sample.file.encoded for sample in batch],
+        [sample.file.content for sample in batch],
         np.array(starts, np.float32),
         np.array(ends, np.float32),
         np.array([(p.region.height, p.region.width) for p in drawn], np.float32),
