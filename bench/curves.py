@@ -22,8 +22,9 @@ FIGURES = ("seg_label_free", "seg_label_aware", "cam_best")
 Curve = dict[int, dict[str, float]]
 
 
-def read(run: Path, window: int) -> tuple[Curve, dict[str, dict[str, float]]]:
-    """Means of each term over windows that end at multiples of `window` iterations; figures by network."""
+def read(run: Path, window: int) -> tuple[Curve, dict[str, Any]]:
+    """Means of each term over windows that end at multiples of `window` iterations; the run's commit, and its figures
+    by network."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -34,7 +35,9 @@ def read(run: Path, window: int) -> tuple[Curve, dict[str, dict[str, float]]]:
         for end, rows in grouped.items()
     }
     evaluations = [record for record in records if record["kind"].startswith("eval_")]
-    return curve, {e["network"]: {name: e[name] for name in FIGURES if name in e} for e in evaluations}
+    figures = {e["network"]: {name: e[name] for name in FIGURES if name in e} for e in evaluations}
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    return curve, {"commit": manifest["commit"], "evaluation": figures}
 
 
 def difference(a: Curve, b: Curve) -> dict[str, float]:
@@ -63,8 +66,8 @@ def compare(runs: dict[tuple[str, str], tuple[Curve, dict[str, Any]]]) -> dict[s
     return {
         "largest_difference_between": largest,
         "runs": [
-            {"pipeline": pipeline, "seed": seed, "evaluation": evaluation, "curve": curve}
-            for (pipeline, seed), (curve, evaluation) in runs.items()
+            {"pipeline": pipeline, "seed": seed, **facts, "curve": curve}
+            for (pipeline, seed), (curve, facts) in runs.items()
         ],
     }
 
@@ -79,7 +82,9 @@ def main() -> None:
     for run in arguments.runs:
         name, pipeline, seed = run.name.rsplit("_", 2)
         sets[name][pipeline, seed] = read(run, arguments.window)
+    # The machine is that of all runs; the commit is each run's own.
     machine = json.loads((arguments.runs[0] / "manifest.json").read_text(encoding="utf-8"))
+    del machine["commit"]
     config = yaml.safe_load((arguments.runs[0] / "config.yaml").read_text(encoding="utf-8"))
     result = {
         "machine": machine, "window": arguments.window, "optim_of_first_run": config["optim"],
