@@ -99,7 +99,7 @@ class EngineBase(ABC):
             if len(parts) > 1:
                 self.objective.count(parts, assignments, self.threshold_values)
         shares = [self._learn_part(part, index, assignments) for index, part in enumerate(parts)]
-        totals = {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+        totals = {name: sum((share[name] for share in shares[1:]), start=shares[0][name]) for name in shares[0]}
         return totals, totals.pop("loss"), statistics
 
     def _learn_part(self, part: Batch, index: int, assignments: list[Assignment]) -> dict[str, Tensor]:

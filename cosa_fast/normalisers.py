@@ -28,8 +28,10 @@ class Normalisers:
         for total in self._sums.values():
             self._ranks.sum_(total)
 
-    def of(self, name: str) -> Whole:
-        """For the argument `whole` of a loss."""
+    def of(self, name: str) -> Whole | None:
+        """For the argument `whole` of a loss; None where its images are the whole batch."""
+        if self._ranks.size == 1 and self._parts == 1:
+            return None
 
         def whole(own: Tensor) -> Tensor:
             if self._counting:

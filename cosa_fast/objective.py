@@ -215,10 +215,8 @@ def _blank_outputs(assignment: Assignment) -> Outputs:
     """ON's maps for as many images, all 0."""
     confidence, seg = assignment.cam.grid_confidence, assignment.seg_logits[0]
     count, *grid = confidence.shape
-    logits, maps = (
-        confidence.new_zeros(count, seg.shape[1], *grid),
-        confidence.new_zeros(count, seg.shape[1] - 1, *grid),
-    )
+    logits = confidence.new_zeros(count, seg.shape[1], *grid)
+    maps = logits[:, 1:]
     return Outputs(maps.flatten(2).amax(2), maps, logits, None, None)
 
 
