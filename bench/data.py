@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from io import BytesIO
@@ -20,21 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_provider import STAGES, Provider, Served, Window
-from figures import quantiles, save_bars
 from PIL import Image
 
-from cosa_fast import manifest
+if not __package__:  # run as a file: the clone comes first on the path, installed or not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.tables import quantiles, save_bars
+from bench.views.provider import STAGES, Provider, Served, Window
 from cosa_fast.cli import run_cli
-from cosa_fast.config import Config, load_config
-from cosa_fast.data import augmentation, dali_problem
-from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.labels import write_labels
-from cosa_fast.data_pipeline.voc import LISTS
+from cosa_fast.config.parsing import load_config
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.labels import write_labels
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.preparation import pack
+from cosa_fast.data_pipeline.datasets.voc import LISTS
 from cosa_fast.device import pick_device
 from cosa_fast.errors import UserError
-from cosa_fast.prepare import pack
+from cosa_fast.run import manifest
+from cosa_fast.run.data import augmentation, dali_problem
 
 QUALITY = 90  # of enlarged images
 READS = 5  # times all files are read

@@ -8,7 +8,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 OUT=$(realpath -m "${1:-bench/results/gpu}")
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
 "$PYTHON" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || {
     echo "error: torch sees no CUDA device; bench/gpu_check.sh needs one" >&2
@@ -51,4 +51,4 @@ cp "$OUT/runs/gpu_check/results.json" "$OUT/training.json" 2>/dev/null
 if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
     part data 30 "$PYTHON" bench/data.py demo.yaml --windows 2 --batches 10 --workers 4 --out "$OUT/data.json"
 fi
-"$PYTHON" bench/summarise.py "$OUT" "$OUT/summary.json"
+"$PYTHON" -m bench.runs.summarise "$OUT" "$OUT/summary.json"

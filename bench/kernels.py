@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import OPERATORS, SWEEPS, Operator, Problem, Size, base_sizes, sweep_sizes
-from kernel_output import machine, print_measured, print_static, write
-from kernel_timing import (
+
+if not __package__:  # run as a file: the clone comes first on the path, installed or not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.operators.cases import OPERATORS, SWEEPS, Operator, Problem, Size, base_sizes, sweep_sizes
+from bench.operators.output import machine, print_measured, print_static, write
+from bench.operators.static import limit_rows, resource_rows, tensors
+from bench.operators.timing import (
     Clock,
     CudaClock,
     Limits,
@@ -31,12 +36,10 @@ from kernel_timing import (
     measure_limits,
     time_run,
 )
-from static_report import limit_rows, resource_rows, tensors
-
 from cosa_fast.cli import run_cli
 from cosa_fast.errors import UserError
-from cosa_fast.kernels.offline import ARCHITECTURES
-from cosa_fast.kernels.runtime import HAS_TRITON, INTERPRETED
+from cosa_fast.kernels.launch.offline import ARCHITECTURES
+from cosa_fast.kernels.launch.runtime import HAS_TRITON, INTERPRETED
 
 # In the order in which they are measured, so that what a time budget cuts off is the least wanted.
 PROVIDERS = ("ours", "eager", "compiled")

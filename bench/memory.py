@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,20 +19,25 @@ from typing import Any
 from unittest import mock
 
 import torch
-from providers import changed, class_count
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cosa_fast import manifest
+if not __package__:  # run as a file: the clone comes first on the path, installed or not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.steps.providers import changed, class_count
 from cosa_fast.cli import run_cli
-from cosa_fast.config import Config, load_config
+from cosa_fast.config.parsing import load_config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.flops import without_data
-from cosa_fast.fused_engine import FusedEngine
-from cosa_fast.kernels.runtime import record_launches
-from cosa_fast.model import CoSANet, build_model
+from cosa_fast.engine.flops import without_data
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.kernels.launch.runtime import record_launches
+from cosa_fast.network.build import build_model
+from cosa_fast.network.model import CoSANet
+from cosa_fast.run import manifest
 
 BACKBONES = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -86,7 +92,7 @@ def predict(config: Config, network: CoSANet, *, cotraining: bool = True) -> dic
         record_launches("sm_90"),
         mock.patch.object(functional, "scaled_dot_product_attention", _flash_attention),
         LiveBytes() as live,
-        mock.patch("cosa_fast.engine.build_model", return_value=without_data(network)),
+        mock.patch("cosa_fast.engine.base.build_model", return_value=without_data(network)),
     ):
         engine = FusedEngine(config, network.num_classes, META)
         batches = [_batch(config, network.num_classes) for _ in range(2)]

@@ -1,6 +1,6 @@
 """Speed of training: `python bench/throughput.py [CONFIG ...] [key=value ...] [--suite] [--losses-only] [--out FILE]`.
 
-Real training steps with co-training on: the method as it is usually written in PyTorch (bench/baseline.py), the same
+Real training steps with co-training on: the method as it is usually written in PyTorch (steps/baseline.py), the same
 under bf16 + torch.compile, ours, and ours with one optimisation at a time switched off. `--data real` streams fresh
 batches through the data pipeline while the steps run, and says what they waited; otherwise every step gets the same
 generated batch. On a CPU the providers take turns window by window; on a GPU, and with real batches, each has the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,20 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loss_path import baseline_losses, extra_memory, fused_losses
-from phases import phase_times
-from providers import Feed, OneBatch, RealBatches, changed, class_count, providers, synthetic_batch
-from speed import Plan, Timing, attempt, compare, matrix_rate, release
-from speed_output import CPU_NOTE, ENERGY_NOTE, print_table, save_chart
 
-from cosa_fast import manifest
+if not __package__:  # run as a file: the clone comes first on the path, installed or not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.steps.loss_path import baseline_losses, extra_memory, fused_losses
+from bench.steps.output import CPU_NOTE, ENERGY_NOTE, print_table, save_chart
+from bench.steps.phases import phase_times
+from bench.steps.providers import Feed, OneBatch, RealBatches, changed, class_count, providers, synthetic_batch
+from bench.steps.speed import Plan, Timing, attempt, compare, matrix_rate, release
 from cosa_fast.cli import run_cli
-from cosa_fast.config import Config, load_config
+from cosa_fast.config.parsing import load_config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import check_backend, compute_type, pick_device
+from cosa_fast.engine.flops import step_flops
 from cosa_fast.errors import UserError
-from cosa_fast.flops import step_flops
-from cosa_fast.model import build_model
+from cosa_fast.network.build import build_model
+from cosa_fast.run import manifest
 
 SUITE_CONFIGS = ("voc.yaml", "coco.yaml")
 SUITE_SIZES = (4, 8, 16, 32)

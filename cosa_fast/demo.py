@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 
 from cosa_fast.cli import run_cli
-from cosa_fast.config import Config, load_config
-from cosa_fast.training import Summary, finish, train
+from cosa_fast.config.parsing import load_config
+from cosa_fast.config.schema import Config
+from cosa_fast.run.training import Summary, finish, train
 
 
 def baseline(config: Config) -> Config:

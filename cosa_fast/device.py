@@ -3,7 +3,7 @@
 import torch
 
 from cosa_fast.errors import UserError
-from cosa_fast.kernels.runtime import use_triton
+from cosa_fast.kernels.launch.runtime import use_triton
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -1,5 +1,8 @@
 """The one exception for mistakes that a user can cause and mend. A leaf module: anything may import it."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Bad input: the message is one line that names the file, key or value, and the remedy.
@@ -10,3 +13,10 @@ class UserError(Exception):
 
 class QuietError(UserError):
     """An error that another process of the same run has already told the user of."""
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """' (did you mean X?)' for the nearest known name, or nothing."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cosa_fast.checkpoint import Networks, load_networks
 from cosa_fast.cli import run_cli
-from cosa_fast.config import Config, config_from_dict, config_to_dict
-from cosa_fast.data import Pipeline, choose_pipeline, loading
-from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
-from cosa_fast.eval_result import EvalResult
-from cosa_fast.evaluation import evaluate_network
+from cosa_fast.evaluation.evaluator import evaluate_network
+from cosa_fast.evaluation.networks import Networks, load_networks
+from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.run.data import Pipeline, choose_pipeline, loading
 
 # The rest of the configuration shaped the weights; changing it here would change nothing, silently.
 SECTIONS = ("data", "teacher", "eval", "run")

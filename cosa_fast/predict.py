@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cosa_fast.checkpoint import Networks, load_networks
 from cosa_fast.cli import run_cli
-from cosa_fast.data_pipeline.images import IMAGE_SUFFIXES, read_image
-from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, read_image
+from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation import class_indices
-from cosa_fast.inference import allowed_classes, segment
-from cosa_fast.visualise import overlay, palette_image
+from cosa_fast.evaluation.evaluator import class_indices
+from cosa_fast.evaluation.inference import allowed_classes, segment
+from cosa_fast.evaluation.networks import Networks, load_networks
+from cosa_fast.pictures.overlay import overlay
+from cosa_fast.pictures.palette import palette_image
 
 MAX_SIDE = 1024
 

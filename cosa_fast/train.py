@@ -3,8 +3,8 @@
 import argparse
 
 from cosa_fast.cli import run_cli
-from cosa_fast.config import load_config
-from cosa_fast.training import finish, train
+from cosa_fast.config.parsing import load_config
+from cosa_fast.run.training import finish, train
 
 
 def main(argv: list[str] | None = None) -> int:

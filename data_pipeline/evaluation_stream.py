@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cosa_fast.data_pipeline.ahead import Ahead
-from cosa_fast.data_pipeline.base import ImageDataset
-from cosa_fast.data_pipeline.images import upright_size
-from cosa_fast.data_pipeline.pixels import normalise_pixels
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.images import upright_size
+from cosa_fast.data_pipeline.views.pixels import normalise_pixels
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def evaluation_stream(
     if batch_size > 1:
         batches = _of_one_size(dataset, indices, batch_size, loading.threads)
     if loading.pipeline == "dali":
-        from cosa_fast.data_pipeline.dali_decoder import decoded_by_dali
+        from cosa_fast.data_pipeline.dali.decoder import decoded_by_dali
 
         decoded = decoded_by_dali(dataset, batches, device, loading.threads, loading.prefetch)
     else:

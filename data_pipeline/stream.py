@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal, TypeVar
 
-from cosa_fast.data_pipeline.augment import image_index
+from cosa_fast.data_pipeline.views.parameters import image_index
 from cosa_fast.errors import UserError
 
 Unreadable = Literal["stop", "skip"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cosa_fast.data_pipeline.augment import AugmentConfig, draw
-from cosa_fast.data_pipeline.base import ImageDataset
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.pixels import Views, normalise, render
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least, read_at
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig, draw
+from cosa_fast.data_pipeline.views.pixels import Views, normalise, render
 from cosa_fast.errors import UserError
 
 __all__ = ["TorchPipeline", "normalise"]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import configuration
-from .runtime import architecture, ceil_div, launch, tl, triton_jit, use_triton
+from .launch.runtime import architecture, ceil_div, launch, tl, triton_jit, use_triton
+from .launch.table import configuration
 from .validation import TensorChecks, check_number, fail
 
 MAX_GROUPS = 64

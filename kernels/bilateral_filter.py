@@ -1,5 +1,5 @@
 """The exact dense Gaussian filter A(V)_i = Σ_j exp(−½|f_i − f_j|²)·V_j with f = (xy/σ_xy, rgb/σ_rgb), i = j included:
-the filter of METHOD section 5.5, and of mean-field inference in fully connected CRFs (cosa_fast.crf).
+the filter of METHOD section 5.5, and of mean-field inference in fully connected CRFs (cosa_fast.evaluation.crf).
 
 The kernel is symmetric, so the backward is the filter itself: dL/dV = A(dL/dA). V (B, K, h, w), guide (B, 3, h, w).
 Nothing of size N×N (N = h·w) is stored; the inputs, 4·K·N + 3·N bytes of an image, stay in the cache. The work is per
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import Configuration
-from .runtime import architecture, ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.runtime import architecture, ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .validation import TensorChecks, check_number
 
 # Rows of pixels further away than this many σ_xy weigh less than e^-50: nothing in float32.

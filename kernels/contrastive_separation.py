@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .device import log1p
-from .launch_table import Configuration
+from .launch.runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .perplexity import distance, keep_inside
-from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
 from .sums import Whole, mean_loss
+from .triton_functions import log1p
 from .validation import TensorChecks, check_choice, check_number, check_perplexity, check_threshold
 
 LARGEST_LIMIT = 1e34  # stands for any larger bound of −log(α·d)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import reference
 from .bilateral_filter import run_filter
-from .launch_table import Configuration
-from .runtime import ceil_div, launch, run_best, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, launch, run_best, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .validation import TensorChecks, check_number
 
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import Configuration
-from .mixture import GAP_DENSITY, MAX_ITERATIONS, MIN_WEIGHT, TOLERANCE
-from .runtime import launch, run_best, tl, triton_jit, use_triton
+from .launch.runtime import launch, run_best, tl, triton_jit, use_triton
+from .launch.table import Configuration
+from .reference.mixture import GAP_DENSITY, MAX_ITERATIONS, MIN_WEIGHT, TOLERANCE
 from .validation import TensorChecks, check_number, check_pair, fail
 
 

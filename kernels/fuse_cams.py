@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .device import bilinear_tap
-from .launch_table import Configuration
-from .present_classes import present_classes
-from .runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
+from .triton_functions import bilinear_tap, present_classes
 from .validation import TensorChecks, check_scales, check_size
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import Configuration
-from .runtime import ceil_div, four_axes, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, four_axes, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .validation import TensorChecks, fail
 
 MAX_PROGRAMS = 256  # per tile of bins: two for each processor of a large GPU, and few partial counts to add

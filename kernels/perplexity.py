@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import Configuration
-from .runtime import ceil_div, four_axes, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, four_axes, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .validation import check_perplexity, check_threshold, fail
 
 LOG2E: Any = tl.constexpr(1.4426950408889634)

@@ -38,18 +38,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch_table import Configuration
+from .launch.runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .perplexity import LOG2E, keep_inside, reliability
-from .runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
 from .sums import Whole, balanced_loss
-from .validation import (
-    TensorChecks,
-    check_category_type,
-    check_number,
-    check_pair,
-    check_perplexity,
-    check_threshold,
-)
+from .validation import TensorChecks, check_category_type, check_number, check_pair, check_perplexity, check_threshold
 
 UNUSED: Any = tl.constexpr(1e30)  # the normaliser of tiles that nothing uses: probabilities are 0 there
 # The shift of the exponentials is the background's logit, and only where a sum exceeds this the largest: beyond,

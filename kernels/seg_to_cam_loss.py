@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .device import bilinear_tap, log1p
-from .launch_table import Configuration
-from .present_classes import present_classes
-from .runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
+from .launch.table import Configuration
 from .sums import Whole, mean_loss
+from .triton_functions import bilinear_tap, log1p, present_classes
 from .validation import TensorChecks, check_number, check_scales, check_size
 
 LARGEST = 3e38  # of float32, for 1/τ

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["tiny_run"]
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -17,7 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernel_device(request: pytest.FixtureRequest) -> torch.device:
     """A device on which backend="triton" works: CUDA, or the CPU with interpreted kernels."""
-    from cosa_fast.kernels.runtime import INTERPRETED
+    from cosa_fast.kernels.launch.runtime import INTERPRETED
 
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

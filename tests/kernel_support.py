@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosa_fast.kernels.runtime import record_launches
+from cosa_fast.kernels.launch.runtime import record_launches
 
 
 def assert_three_way(actual: Tensor, plain: Tensor, truth: Tensor, tolerance: float, name: str = "result") -> None:

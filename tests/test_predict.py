@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from cosa_fast import cli, predict
-from cosa_fast.checkpoint import load_networks, save
-from cosa_fast.config import Config, EvalConfig, ModelConfig, config_to_dict
-from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.config.parsing import config_to_dict
+from cosa_fast.config.schema import Config, EvalConfig, ModelConfig
+from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
-from cosa_fast.inference import segment
-from cosa_fast.model import build_model
+from cosa_fast.evaluation.inference import segment
+from cosa_fast.evaluation.networks import load_networks
+from cosa_fast.network.build import build_model
+from cosa_fast.run.checkpoint import save
 
 CLASSES = ("cat", "dog", "horse")
 

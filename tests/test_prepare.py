@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosa_fast.data_pipeline.synthetic import generate
+from cosa_fast.data_pipeline.datasets.synthetic import generate
 from cosa_fast.errors import UserError
 from cosa_fast.prepare import main
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.synthetic import generate
+from cosa_fast.data_pipeline.datasets.synthetic import generate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

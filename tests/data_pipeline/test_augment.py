@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_fast.data_pipeline.augment import COLOUR_OPERATIONS, AugmentConfig, draw, image_index
+from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, draw, image_index
 
 CONFIG = AugmentConfig()
 

@@ -1,6 +1,6 @@
 """DALI's pixels are PIL's up to stated distances, for every operation at every strength and for the whole chain."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_fast.data_pipeline.augment import COLOUR_OPERATIONS, AugmentConfig
-from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.images import lossless
+from cosa_fast.data_pipeline.datasets.images import lossless
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extra [dali])")
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 # (largest mean, largest difference away from the edges) in 8-bit steps; docs/data.md gives the causes.
 EXACT = (0.0, 0)
@@ -41,12 +40,7 @@ GPU_SLACK = (0.7, 4)
 
 @pytest.fixture(scope="module")
 def parity() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_parity", BENCH / "parity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("bench.views.parity")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -13,17 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_fast.data_pipeline.augment import AugmentConfig
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extra [dali])")
 
-from cosa_fast.data_pipeline import dali_feed, dali_pipeline
-from cosa_fast.data_pipeline.dali_operations import decode
-from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+from cosa_fast.data_pipeline.dali import feed as dali_feed
+from cosa_fast.data_pipeline.dali import pipeline as dali_pipeline
+from cosa_fast.data_pipeline.dali.operations import decode
+from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = AugmentConfig(crop_size=48)

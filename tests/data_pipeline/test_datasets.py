@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.coco import rasterise
-from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.voc import CLASSES
+from cosa_fast.data_pipeline.datasets.coco import rasterise
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.voc import CLASSES
 from cosa_fast.errors import UserError
 
 TILE = Image.new("RGB", (6, 4), (90, 90, 90))

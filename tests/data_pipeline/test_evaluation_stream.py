@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.evaluation_stream import Loading, evaluation_stream
-from cosa_fast.data_pipeline.pixels import normalise
+from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.images import read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import read_image, read_mask, upright_size
 from cosa_fast.errors import UserError
 
 RED = (200, 30, 20)

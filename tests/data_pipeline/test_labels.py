@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy_format
 
-from cosa_fast.data_pipeline.labels import class_names, encode_labels, read_labels, require_labels, write_labels
-from cosa_fast.data_pipeline.onehot_npy import read_onehot
+from cosa_fast.data_pipeline.datasets.labels import (
+    class_names,
+    encode_labels,
+    read_labels,
+    require_labels,
+    write_labels,
+)
+from cosa_fast.data_pipeline.datasets.onehot_npy import read_onehot
 from cosa_fast.errors import UserError
 
 CLASSES = ("cat", "dog", "traffic light")

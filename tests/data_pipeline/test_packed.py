@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_fast.config import load_config
-from cosa_fast.data import open_datasets
-from cosa_fast.data_pipeline.augment import AugmentConfig
+from cosa_fast.config.parsing import load_config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
-from cosa_fast.data_pipeline.packed import Pack, write_pack
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.packed import Pack, write_pack
+from cosa_fast.data_pipeline.datasets.preparation import pack as pack_split
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
-from cosa_fast.prepare import pack as pack_split
+from cosa_fast.run.data import open_datasets
 
 IMAGES = [("b.jpg", b"one"), ("a.b.png", b"two" * 400), ("ü" * 90 + ".jpg", b""), ("c.jpg", b"4" * 1024)]
 
@@ -100,7 +101,7 @@ def test_batches_are_those_of_loose_files(packed_root: Path, workers: int) -> No
 
 def test_dali_reads_packs_too(packed_root: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="the DALI pipeline needs nvidia-dali-cuda130")
-    from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+    from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
 
     loose, packed = (
         next(iter(DaliPipeline(dataset, AugmentConfig(crop_size=48), 6, 7, device=torch.device("cpu"), threads=2)))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from cosa_fast.data_pipeline.augment import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters, Box, draw
-from cosa_fast.data_pipeline.pixels import apply_colour, cut, normalise, render
+from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters, Box, draw
+from cosa_fast.data_pipeline.views.pixels import apply_colour, cut, normalise, render
 
 CONFIG = AugmentConfig(crop_size=96)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.scene import CLASSES, paint
-from cosa_fast.data_pipeline.synthetic import MARKER, generate
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.scene import CLASSES, paint
+from cosa_fast.data_pipeline.datasets.synthetic import MARKER, generate
 from cosa_fast.errors import UserError
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_fast.data_pipeline.augment import AugmentConfig
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

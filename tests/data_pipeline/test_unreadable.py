@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_fast.data_pipeline.augment import AugmentConfig
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.datasets import ImageDataset, open_dataset
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
 CONFIG = AugmentConfig(crop_size=32)
@@ -25,7 +26,7 @@ def torch_stream(dataset: ImageDataset, batch_size: int, **options: Any) -> Torc
 
 
 def dali_stream(dataset: ImageDataset, batch_size: int, **options: Any) -> Any:
-    from cosa_fast.data_pipeline.dali_pipeline import DaliPipeline
+    from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
 
     return DaliPipeline(dataset, CONFIG, batch_size, 7, device=torch.device("cpu"), **options)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from cosa_fast.config import config_from_dict
+from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, ranks_of_launch
-from cosa_fast.engine import Engine
-from cosa_fast.fused_engine import FusedEngine
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.engine.plain import Engine
 
 
 def part(batch: Batch, ranks: Ranks) -> Batch:

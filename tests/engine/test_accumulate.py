@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import Ranks
-from cosa_fast.engine import Engine, EngineBase
+from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
-from cosa_fast.fused_engine import FusedEngine
 
 CLASSES = 5  # of the tiny data set
 CPU = torch.device("cpu")

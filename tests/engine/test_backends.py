@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine
+from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
-from cosa_fast.kernels.launch_table import TABLE, row
+from cosa_fast.kernels.launch.table import TABLE, row
 
 CLASSES = 5  # of the tiny data set
 ITERATIONS = 20
@@ -50,6 +50,6 @@ def test_twenty_iterations_give_the_same_losses_and_weights(
 def test_a_backend_that_cannot_run_is_refused_before_training(
     make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosa_fast.kernels.runtime.INTERPRETED", False)
+    monkeypatch.setattr("cosa_fast.kernels.launch.runtime.INTERPRETED", False)
     with pytest.raises(UserError, match=r"^run\.backend = triton on cpu: .* TRITON_INTERPRET=1; use run\.backend=auto"):
         Engine(make_config("run.backend=triton"), CLASSES, torch.device("cpu"))

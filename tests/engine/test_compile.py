@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine
-from cosa_fast.fused_engine import FusedEngine
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.engine.plain import Engine
 
 CLASSES = 5  # of the tiny data set
 CPU = torch.device("cpu")

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosa_fast import fused_engine
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
-from cosa_fast.fused_engine import WARM_UP, FusedEngine, captures
-from cosa_fast.logging import MeanMetrics
+from cosa_fast.engine import fused as fused_engine
+from cosa_fast.engine.base import EngineBase, NonFiniteLoss
+from cosa_fast.engine.fused import WARM_UP, FusedEngine, captures
+from cosa_fast.engine.plain import Engine
+from cosa_fast.run.log import MeanMetrics
 
 CLASSES = 5  # of the tiny data set
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

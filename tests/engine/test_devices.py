@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine
+from cosa_fast.engine.plain import Engine
 
 CLASSES = 5  # of the tiny data set
 DEVICES = [

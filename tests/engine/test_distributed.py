@@ -14,14 +14,15 @@ import pytest
 import torch
 import yaml
 
-from cosa_fast import checkpoint
-from cosa_fast.config import Config, config_to_dict
-from cosa_fast.data import augmentation
+from cosa_fast.config.parsing import config_to_dict
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.data_pipeline.datasets import open_dataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.distributed import Ranks
 from cosa_fast.errors import UserError
+from cosa_fast.run import checkpoint
+from cosa_fast.run.data import augmentation
 
 CLASSES = 5  # of the tiny data set
 WORKER = Path(__file__).with_name("rank_worker.py")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from kernel_support import aten_operators
 
-from cosa_fast.config import Config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine, EngineBase, NonFiniteLoss
-from cosa_fast.fused_engine import FusedEngine
-from cosa_fast.kernels.runtime import record_launches
+from cosa_fast.engine.base import EngineBase, NonFiniteLoss
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.engine.plain import Engine
+from cosa_fast.kernels.launch.runtime import record_launches
 
 CLASSES = 5  # of the tiny data set
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""bench/precision.py: the loss curves of bfloat16 and float32 training lie on each other."""
+"""bench/runs/precision.py: the loss curves of bfloat16 and float32 training lie on each other."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosa_fast.config import Config, config_to_dict
+from cosa_fast.config.parsing import config_to_dict
+from cosa_fast.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +20,7 @@ def precision(config: Config, folder: Path, *arguments: str) -> subprocess.Compl
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "bench/precision.py", str(path), *arguments]
+    command = [sys.executable, "-m", "bench.runs.precision", str(path), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 

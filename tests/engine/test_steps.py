@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cosa_fast.assignment import AssignmentNetwork
-from cosa_fast.config import Config, OptimConfig, TeacherConfig
+from cosa_fast.config.schema import Config, OptimConfig, TeacherConfig
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import Engine, NonFiniteLoss
-from cosa_fast.schedule import learning_rate
+from cosa_fast.engine.base import NonFiniteLoss
+from cosa_fast.engine.optim import learning_rate
+from cosa_fast.engine.plain import Engine
+from cosa_fast.method.assignment import AssignmentNetwork
 
 MakeEngine = Callable[..., Engine]
 Same = Callable[[object, object], bool]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosa_fast import kernels
-from cosa_fast.kernels.runtime import INTERPRETED
+from cosa_fast.kernels.launch.runtime import INTERPRETED
 
 B, C, H, W, h, w = 2, 3, 8, 6, 4, 3
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cosa_fast.kernels import bilateral_filter
 from cosa_fast.kernels.bilateral_filter import _backward, _forward, _product, run_filter
-from cosa_fast.kernels.launch_table import Configuration
-from cosa_fast.kernels.runtime import launch, tl, triton_jit
+from cosa_fast.kernels.launch.runtime import launch, tl, triton_jit
+from cosa_fast.kernels.launch.table import Configuration
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Of the largest result: 2 rounding errors per feature, and the approximate exponential of the hardware.

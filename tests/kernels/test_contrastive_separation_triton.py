@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_support import assert_fullgraph, assert_no_copies, assert_three_way, layouts
 from torch import Tensor
 
-from cosa_fast.kernels import contrastive_separation, reference, runtime
+from cosa_fast.kernels import contrastive_separation, reference
 from cosa_fast.kernels.contrastive_separation import (
     _backward,
     _buffers,
@@ -21,6 +21,7 @@ from cosa_fast.kernels.contrastive_separation import (
     _run_forward,
     _select,
 )
+from cosa_fast.kernels.launch import runtime
 
 THRESHOLD = 0.4
 Case = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cosa_fast.kernels import fuse_cams
 from cosa_fast.kernels.fuse_cams import _forward, _outputs, _run
-from cosa_fast.kernels.runtime import record_launches
+from cosa_fast.kernels.launch.runtime import record_launches
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from cosa_fast.kernels import fit_mixture, histogram
-from cosa_fast.kernels.mixture import fit, split
+from cosa_fast.kernels.reference.mixture import fit, split
 
 Array = NDArray[np.float64]
 RNG = np.random.default_rng(0)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import cosa_fast.kernels
-from cosa_fast.kernels.offline import ARCHITECTURES
-from cosa_fast.kernels.runtime import HAS_TRITON
+from cosa_fast.kernels.launch.offline import ARCHITECTURES
+from cosa_fast.kernels.launch.runtime import HAS_TRITON
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 

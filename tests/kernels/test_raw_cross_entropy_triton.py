@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from kernel_support import assert_fullgraph, assert_no_copies, assert_three_way, layouts
 from torch import Tensor
 
-from cosa_fast.kernels import raw_cross_entropy, reference, runtime
-from cosa_fast.kernels.launch_table import configuration
+from cosa_fast.kernels import raw_cross_entropy, reference
+from cosa_fast.kernels.launch import runtime
+from cosa_fast.kernels.launch.table import configuration
 from cosa_fast.kernels.raw_cross_entropy import _backward, _forward, _run_corners, _run_forward, _run_gather
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

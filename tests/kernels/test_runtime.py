@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cosa_fast.kernels import perplexity
-from cosa_fast.kernels.launch_table import TABLE, candidates, configuration, row
-from cosa_fast.kernels.runtime import record_launches, use_triton
+from cosa_fast.kernels.launch.runtime import record_launches, use_triton
+from cosa_fast.kernels.launch.table import TABLE, candidates, configuration, row
 
 WITHOUT_TRITON = """
 import importlib.util

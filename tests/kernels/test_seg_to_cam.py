@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosa_fast.kernels import seg_to_cam_loss
-from cosa_fast.kernels.resample import ReducedPixels, bilinear_taps, interpolation_matrix
+from cosa_fast.kernels.reference.resample import ReducedPixels, bilinear_taps, interpolation_matrix
 
 
 def target_by_hand(

@@ -12,8 +12,8 @@ from kernel_support import assert_fullgraph, assert_no_copies, assert_three_way,
 from torch import Tensor
 
 from cosa_fast.kernels import seg_to_cam_loss
-from cosa_fast.kernels.present_classes import present_classes
 from cosa_fast.kernels.seg_to_cam_loss import _backward, _forward, _run, _run_backward
+from cosa_fast.kernels.triton_functions import present_classes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # S'/τ is rounded to 24 bits: its error is 1e-7·|S'|·few/τ, which the softmax passes on to targets between 0 and 1.

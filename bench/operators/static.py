@@ -1,0 +1,94 @@
+"""The part of the kernel benchmark that needs no GPU: what every kernel takes of a multiprocessor, and the limits.
+
+The public functions run, forward and backward, on tensors that are only allocated; their launches are recorded, and
+compiled for each architecture (kernels/offline.py).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.operators.cases import OPERATORS, Problem, Size, base_sizes, static_sizes
+from bench.operators.timing import PREDICTED_H200, describe
+from cosa_fast.kernels.launch.offline import ARCHITECTURES, Compiled, compile_launches
+from cosa_fast.kernels.launch.runtime import Launch, record_launches
+
+Row = dict[str, Any]
+_known: dict[Any, Compiled] = {}  # what this process has compiled: operators share kernels, and sizes do
+
+
+def resource_rows(
+    names: Sequence[str],
+    architectures: Sequence[str] = tuple(ARCHITECTURES),
+    *,
+    quick: bool = False,
+    processes: int = 1,
+) -> list[Row]:
+    """One row per operator, size, architecture and kernel; a failure is a row with "error"."""
+    tasks = [(name, architecture, quick) for architecture in architectures for name in names]
+    if processes == 1:
+        found = list(map(_rows_of, tasks))
+    else:
+        # A fresh interpreter each: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(_rows_of, tasks))
+    return [row for rows in found for row in rows]
+
+
+def limit_rows(names: Sequence[str], *, quick: bool = False) -> list[Row]:
+    """One row per operator, size and mode: what it must move and compute, and the least time for that on one H200."""
+    rows = []
+    for name in names:
+        for size in dict.fromkeys(base_sizes(name, quick=quick) + static_sizes(name, "sm_90", quick=quick)):
+            for mode, cost in OPERATORS[name].problem(size, torch.device("cpu"), filled=False).costs.items():
+                milliseconds, what = PREDICTED_H200.least(cost)
+                rows.append(
+                    {**_subject(name, size), "mode": mode, **asdict(cost), "limit_ms": milliseconds, "limited_by": what}
+                )
+    return rows
+
+
+def record(problem: Problem, architecture: str) -> list[Launch]:
+    """The launches of forward and backward on that architecture; results are undefined."""
+    with record_launches(architecture) as launches:
+        results = problem.function(*problem.arguments, **problem.keywords, backend="triton")
+        if problem.inputs:
+            gradients = [torch.empty_like(result) for result in tensors(results)]
+            torch.autograd.grad(tensors(results), problem.inputs, gradients)
+    if not launches:
+        raise RuntimeError("no kernel was launched")
+    return launches
+
+
+def tensors(results: Any) -> tuple[Tensor, ...]:
+    """An operator's results as a tuple; those that work in place have none."""
+    if results is None:
+        return ()
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def _rows_of(task: tuple[str, str, bool]) -> list[Row]:
+    name, architecture, quick = task
+    torch.set_num_threads(1)
+    sizes = static_sizes(name, architecture, quick=quick)
+    return [row for size in sizes for row in _compile(name, size, architecture)]
+
+
+def _compile(name: str, size: Size, architecture: str) -> list[Row]:
+    subject = _subject(name, size)
+    try:
+        launches = record(OPERATORS[name].problem(size, torch.device("cpu"), filled=False), architecture)
+        return [{**subject, **compiled.as_row()} for compiled in compile_launches(launches, architecture, _known)]
+    except Exception as error:  # of any kind: the other operators are still worth knowing
+        return [{**subject, "architecture": architecture, "error": describe(error)}]
+
+
+def _subject(name: str, size: Size) -> Row:
+    return {"operator": name, **asdict(size)}

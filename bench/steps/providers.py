@@ -1,0 +1,144 @@
+"""What bench/throughput.py times: the method as it is usually written, ours, and ours with one optimisation off; and
+the batches that they are fed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from bench.steps.baseline import Baseline, BaselineLosses
+from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.engine.plain import Engine
+from cosa_fast.errors import UserError
+from cosa_fast.run.data import choose_pipeline, open_pipeline
+
+# What each line of the speed ablation changes. Plain kernels and the plain engine also run outside CUDA graphs.
+ON_CPU = {
+    "ours, plain engine": ["run.engine=plain"],
+    "ours, packed attention": ["teacher.attention=packed"],
+}
+ABLATIONS = {
+    "ours, eager blocks": ["run.compile=off"],
+    "ours, no CUDA graph": ["run.capture=off"],
+    "ours, plain kernels": ["run.backend=reference"],
+    "ours, fp32": ["run.precision=fp32"],
+    **ON_CPU,
+    "ours, varlen attention": ["teacher.attention=varlen"],
+}
+CLASSES = {"voc": 20, "coco": 80, "synthetic": 5}
+
+Step = Callable[[Batch], Any]
+
+
+def class_count(config: Config, given: int | None) -> int:
+    """Classes of synthetic batches: as given, as configured, or those of the data set."""
+    if given is not None:
+        return given
+    if config.data.classes is not None:
+        return len(config.data.classes)
+    if config.data.format not in CLASSES:
+        raise UserError(f"data.format = {config.data.format}: how many classes it has is unknown; give --classes N")
+    return CLASSES[config.data.format]
+
+
+def changed(config: Config, overrides: list[str]) -> Config:
+    """The configuration with key=value overrides."""
+    return config_from_dict(config_to_dict(config), overrides, where="bench/throughput.py")
+
+
+def providers(config: Config, num_classes: int, device: torch.device, chosen: str) -> dict[str, Callable[[], Step]]:
+    """Makers of steps by name, the most wanted first; `chosen`: "all", "main" (no ablation), "ablations" (without the
+    fp32 baseline) or "ours".
+
+    UserError where the baseline does not know what is configured.
+    """
+
+    def ours(overrides: list[str]) -> Callable[[], Step]:
+        def make() -> Step:
+            own = changed(config, overrides)
+            return (Engine if own.run.engine == "plain" else FusedEngine)(own, num_classes, device).step
+
+        return make
+
+    def baseline(fast: bool) -> Callable[[], Step]:
+        return lambda: Baseline(config, num_classes, device, bf16=fast, compiled=fast).step
+
+    found = {"ours": ours([])}
+    if chosen == "ours":
+        return found
+    _require_same_steps(config)
+    if chosen != "ablations":
+        found["baseline"] = baseline(False)
+    if chosen != "main":
+        wanted = ABLATIONS if device.type == "cuda" else ON_CPU
+        found |= {name: ours(overrides) for name, overrides in wanted.items()}
+        if device.type == "cuda":
+            found["baseline, bf16 + compile"] = baseline(True)
+    return found
+
+
+def _require_same_steps(config: Config) -> None:
+    """UserError where the baseline does not compute what is configured."""
+    BaselineLosses(config)
+    if config.optim.accumulate > 1:
+        raise UserError("optim.accumulate: the baseline takes the batch in one pass; or compare with --providers ours")
+
+
+class Feed(Protocol):
+    """Batches for a step; `waited`: seconds that they let the step wait so far."""
+
+    waited: float
+
+    def next(self) -> Batch: ...
+
+
+class OneBatch:
+    """The same batch every time."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.waited = 0.0
+        self._batch = batch
+
+    def next(self) -> Batch:
+        return self._batch
+
+
+class RealBatches:
+    """Fresh batches of the configured data, made by its pipeline while the step computes."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.waited = 0.0
+        self._device = device
+        data = config.data
+        dataset = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
+        self.classes = len(dataset.classes)
+        stream = open_pipeline(config, dataset, device, choose_pipeline(config, device)[0])
+        self._batches = iter(stream)
+
+    def next(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches).to(self._device)
+        self.waited += time.perf_counter() - start
+        return batch
+
+
+def synthetic_batch(config: Config, num_classes: int, device: torch.device) -> Batch:
+    """A batch of smooth noise: one to three classes per image, a padded border in some."""
+    generator = torch.Generator().manual_seed(config.run.seed)
+    size, count = config.data.crop_size, config.optim.batch_size
+    coarse = torch.randn(2, count, 3, size // 16, size // 16, generator=generator)
+    weak, strong = (torch.nn.functional.interpolate(view, size=(size, size), mode="bicubic") for view in coarse)
+    labels = torch.zeros(count, num_classes)
+    for row in labels:
+        present = 1 + int(torch.randint(3, (), generator=generator))
+        row[torch.randperm(num_classes, generator=generator)[:present]] = 1
+    valid = torch.ones(count, size, size, dtype=torch.bool)
+    valid[::2, : size // 8] = False
+    return Batch(weak, strong, labels, valid, [str(index) for index in range(count)]).to(device)

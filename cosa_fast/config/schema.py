@@ -1,0 +1,226 @@
+"""The configuration: frozen dataclasses that name every setting of the method .
+
+Defaults are the paper recipe on PASCAL VOC. `load_config` reads a YAML file strictly (config_parsing.py), applies
+`key=value` overrides, and checks what one field alone cannot show.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cosa_fast.errors import UserError
+
+
+def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field whose number (or every number of whose tuple) must lie in [low, high]."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images and views. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one
+    file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with.
+
+    `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
+    with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
+    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of
+    the set."""
+
+    format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
+    root: str = "data/VOCdevkit/VOC2012"
+    train_split: str = "train_aug"
+    val_split: str = "val"
+    labels: str | None = None
+    pack: str | None = None
+    classes: tuple[str, ...] | None = None
+    crop_size: int = bounded(448, low=16)
+    scale_range: tuple[float, float] = bounded((0.5, 2.0), low=0.01, high=16.0)
+    flip_probability: float = bounded(0.5, low=0.0, high=1.0)
+    blur_probability: float = bounded(0.5, low=0.0, high=1.0)
+    blur_radius: tuple[float, float] = bounded((0.1, 2.0), low=0.0)
+    strong: bool = True
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), low=1e-3)
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
+    workers: int = bounded(8, low=0, high=256)
+    prefetch: int = bounded(2, low=1, high=64)
+    unreadable: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. `weights`: "hub", "none" or a file. `aux_layer`: block of F†, counted from the end (None: no
+    auxiliary head).
+    `arguments` go to timm.create_model. `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: for small
+    GPUs, ON's backbone computes its blocks again in the backward pass instead of keeping what is inside them."""
+
+    backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
+    weights: str = "hub"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    aux_layer: int | None = bounded(-3, high=-1)
+    decoder_width: int = bounded(512, low=1)
+    decoder_dilation: int = bounded(5, low=1)
+    detach: Literal["none", "features", "weights", "both"] = "none"
+    checkpoint_blocks: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
+
+    `attention`: "sdpa" runs a ViT once per scale; the others pack all scales into one pass and differ in the kernel
+    that keeps attention within each image (cosa_fast/attention.py)."""
+
+    scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
+    flip: bool = True
+    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
+    momentum: float = bounded(0.9994, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class ThresholdConfig:
+    """Where a CAM becomes foreground: `dynamic` ξ and ξ† (eq. 6), `fixed` values, or a `band` whose inside is
+    ignored."""
+
+    mode: Literal["dynamic", "fixed", "band"] = "dynamic"
+    value: float = bounded(0.45, low=0.001, high=0.999)
+    value_aux: float = bounded(0.45, low=0.001, high=0.999)
+    band: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)
+    band_aux: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)
+    queue_length: int = bounded(100, low=1)
+    bins: int = bounded(256, low=8, high=65536)
+    floor: float = bounded(0.05, low=0.0, high=0.9)
+    clamp: tuple[float, float] = bounded((0.2, 0.9), low=0.001, high=0.999)
+    smoothing: float = bounded(0.9, low=0.0, high=0.9999)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all."""
+
+    cls: float = bounded(1.0, low=0.0)
+    cls_aux: float = bounded(1.0, low=0.0)
+    c2s: float = bounded(0.1, low=0.0)
+    c2s_aux: float = bounded(0.1, low=0.0)
+    s2c: float = bounded(0.05, low=0.0)
+    csc: float = bounded(0.1, low=0.0)
+    energy: float = bounded(0.0, low=0.0)
+    reliability: Literal["perplexity", "none"] = "perplexity"
+    foreground_weight: float | None = bounded(0.5, low=0.0, high=1.0)
+    alpha: float = bounded(0.8, low=1e-3, high=0.999)
+    beta: float = bounded(1.0, low=0.0, high=10.0)
+    guidance: Literal["teacher", "truth", "noise"] = "teacher"
+    s2c_temperature: float = bounded(0.01, low=1e-6)
+    s2c_relu: bool = False
+    csc_epsilon: float = bounded(1.0, low=0.0)
+    csc_temperature: float = bounded(0.5, low=1e-6)
+    csc_scope: Literal["image", "batch"] = "image"
+    csc_similarity: Literal["cosine", "dot"] = "cosine"
+    energy_sigma_xy: float = bounded(100.0, low=1e-3)
+    energy_sigma_rgb: float = bounded(15.0, low=1e-3)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
+    small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
+
+    iterations: int = bounded(32000, low=1)
+    batch_size: int = bounded(4, low=1)
+    accumulate: int = bounded(1, low=1)
+    cotrain_after: int = bounded(6000, low=0)
+    lr: float = bounded(6e-5, low=0.0)
+    head_multiplier: float = bounded(10.0, low=0.0)
+    betas: tuple[float, float] = bounded((0.9, 0.999), low=0.0, high=0.99999)
+    weight_decay: float = bounded(0.01, low=0.0)
+    warmup: int = bounded(1500, low=0)
+    warmup_lr: float = bounded(1e-6, low=0.0)
+    power: float = bounded(0.9, low=0.0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
+    the mean besides
+    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all). `batch_size`:
+    images of one size that are forwarded at once."""
+
+    every: int = bounded(2000, low=1)
+    scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
+    flip: bool = True
+    classes: tuple[str, ...] | None = None
+    coexistence: tuple[str, ...] = ()
+    cam_step: float = bounded(0.05, low=0.005, high=0.5)
+    limit: int | None = bounded(None, low=1)
+    batch_size: int = bounded(1, low=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps.
+
+    `engine`: the fused step, or the plain one it is held against. `backend`: of the kernels (auto: Triton on CUDA,
+    plain PyTorch elsewhere). `precision`: of both networks' arithmetic (auto: bf16 on a GPU that has it). `compile`:
+    blocks by torch.compile (auto: on CUDA). `capture`: steps in CUDA graphs (auto: on CUDA, where nothing needs the
+    host).
+    """
+
+    name: str = "voc"
+    output: str = "runs"
+    seed: int = bounded(0, low=0, high=2**63 - 1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["fused", "plain"] = "fused"
+    backend: Literal["auto", "triton", "reference"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    capture: Literal["auto", "off"] = "auto"
+    threads: int | None = bounded(None, low=1, high=1024)
+    log_every: int = bounded(20, low=1)
+    checkpoint_every: int = bounded(1000, low=1)
+    keep: int = bounded(2, low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run; written to the run's folder as config.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def check_combinations(config: Config, where: str) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"{where}: {message}")
+
+    for key, (low, high) in {
+        "data.scale_range": config.data.scale_range,
+        "data.blur_radius": config.data.blur_radius,
+        "threshold.band": config.threshold.band,
+        "threshold.band_aux": config.threshold.band_aux,
+        "threshold.clamp": config.threshold.clamp,
+    }.items():
+        require(low <= high, f"{key} = [{low}, {high}] must be [low, high] with low <= high")
+    require(
+        config.optim.cotrain_after <= config.optim.iterations,
+        f"optim.cotrain_after = {config.optim.cotrain_after} is past optim.iterations = {config.optim.iterations}; "
+        "set both (cotrain_after = iterations trains classification only)",
+    )
+    require(
+        not (config.threshold.mode == "band" and (config.loss.csc > 0 or config.loss.reliability == "perplexity")),
+        "threshold.mode = band has no single threshold for a perplexity; set loss.csc=0 and loss.reliability=none, "
+        "or threshold.mode to dynamic or fixed",
+    )
+    aux = config.loss.cls_aux if config.model.aux_layer is not None else 0.0
+    require(
+        config.optim.cotrain_after == 0 or config.loss.cls + aux > 0,
+        "loss.cls and loss.cls_aux are both 0, so nothing is learned before optim.cotrain_after; set one of them",
+    )
+    require(len(config.teacher.scales) > 0, "teacher.scales is empty; give at least one scale, for example [1.0]")
+    require(len(config.eval.scales) > 0, "eval.scales is empty; give at least one scale, for example [1.0]")

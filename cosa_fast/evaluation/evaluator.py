@@ -1,0 +1,231 @@
+"""Evaluation of one network on one set of images with masks (METHOD section 7).
+
+Images are forwarded at their own size, those of one size together if asked for; of each only counts are kept, so memory
+does not grow with the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluation_stream
+from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.errors import UserError, hint
+from cosa_fast.evaluation.cam import normalised_cams, present_classes, strongest
+from cosa_fast.evaluation.inference import (
+    allowed_classes,
+    best_class,
+    forward_scales,
+    inference,
+    of_image,
+    summed_logits,
+)
+from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
+from cosa_fast.evaluation.result import CamScore, EvalResult, Score
+
+if TYPE_CHECKING:
+    from cosa_fast.config.schema import EvalConfig, TeacherConfig
+    from cosa_fast.data_pipeline.datasets.base import ImageDataset
+    from cosa_fast.network.model import CoSANet, Outputs
+
+
+def evaluate_network(
+    model: CoSANet,
+    dataset: ImageDataset,
+    *,
+    classes: Sequence[str],
+    eval: EvalConfig,
+    teacher: TeacherConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    thresholds: tuple[float | None, float | None] = (None, None),
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+    loading: Loading = BY_PIL,
+    dtype: torch.dtype = torch.float32,
+) -> EvalResult:
+    """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
+
+    classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread. ranks: share
+    the images out; every rank returns the result over all of them. loading: how the images are read.
+    dtype: of the network's matrix products; everything after them is float32.
+    The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
+    classes that the classifier predicts) the teacher's; a scale that
+    both name is computed once. progress(done, total) is called after each image.
+    Raises UserError for a set without masks or with other classes, for unknown class names, and for unreadable files.
+    """
+    _check_dataset(dataset, classes)
+    indices = tuple(range(len(classes) + 1))
+    if eval.classes is not None:
+        indices = (0, *class_indices(eval.classes, classes, "eval.classes"))
+    coexistence = class_indices(eval.coexistence, classes, "eval.coexistence")
+    chosen = _spread(len(dataset), limit)
+    counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
+    stream = evaluation_stream(
+        dataset, chosen[ranks.rank :: ranks.size], eval.batch_size, mean, std, torch.device(device), loading
+    )
+    with inference(model):
+        done = 0
+        for images, truths in stream:
+            batch = forward_scales(
+                model,
+                images,
+                (*eval.scales, *teacher.scales),
+                flip=eval.flip or teacher.flip,
+                seg_scales=eval.scales,
+                dtype=dtype,
+            )
+            for number, truth in enumerate(truths):
+                outputs = of_image(batch, number, len(images))
+                present = present_classes(truth)
+                counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, present, truth)
+                counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
+                done += 1
+                if progress is not None:
+                    progress(done, len(chosen))
+    for tensor in counts.tensors():
+        ranks.sum_(tensor)
+    return counts.result(len(chosen), indices, coexistence)
+
+
+class _CamCounts:
+    """Counts of the CPLs of one map (M', M†' or their mean)."""
+
+    def __init__(self, num_classes: int, step: float, threshold: float | None, device: torch.device | str) -> None:
+        self.threshold = threshold
+        self.sweep = ThresholdSweep(num_classes, threshold_grid(step), device)
+        self.at_threshold = ConfusionMatrix(num_classes, device)
+
+    def add(self, maps: Tensor, present: Tensor, truth: Tensor) -> None:
+        confidence, category = strongest(maps, present)
+        self.sweep.update(confidence, category, truth)
+        if self.threshold is not None:
+            self.at_threshold.update(category * (confidence >= self.threshold), truth)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.sweep.counts, self.at_threshold.counts]
+
+    def score(self, indices: Sequence[int], coexistence: Sequence[int]) -> CamScore:
+        best = self.sweep.best(indices)
+        own = None if self.threshold is None else _score(self.at_threshold.iou(), indices, coexistence)
+        return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, self.threshold)
+
+
+class _Counts:
+    """Everything that is counted over the set."""
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        step: float,
+        thresholds: tuple[float | None, float | None],
+        device: torch.device | str,
+    ) -> None:
+        num_classes = len(classes)
+
+        def cam(threshold: float | None) -> _CamCounts:
+            return _CamCounts(num_classes, step, threshold, device)
+
+        self.classes = classes
+        main, aux = (None if value is None else float(value) for value in thresholds)
+        self.label_free = ConfusionMatrix(num_classes, device)
+        self.label_aware = ConfusionMatrix(num_classes, device)
+        self.cam, self.cam_label_free, self.cam_aux = cam(main), cam(main), cam(aux)
+        self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
+
+    def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
+        """outputs: one per scale of the evaluation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
+        segs = [_rows(output.seg, flip) for output in outputs if output.seg is not None]
+        allowed = allowed_classes(present, len(self.classes))
+        for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
+            self.label_free.update(best_class(logits), truth[rows])
+            self.label_aware.update(best_class(logits, allowed), truth[rows])
+
+    def add_cams(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
+        """outputs: one per scale of the teacher; present and truth as above."""
+        size = (truth.shape[0], truth.shape[1])
+        maps = normalised_cams([_rows(output.cam, flip) for output in outputs], present, size)
+        self.cam.add(maps, present, truth)
+        predicted = predicted_classes([_rows(output.logits, flip) for output in outputs])
+        self.cam_label_free.add(
+            normalised_cams([_rows(output.cam, flip) for output in outputs], predicted, size), predicted, truth
+        )
+        aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
+        if aux:
+            maps_aux = normalised_cams(aux, present, size)
+            self.cam_aux.add(maps_aux, present, truth)
+            self.ensemble.add((maps + maps_aux) / 2, present, truth)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is counted, to be summed over ranks."""
+        cams = [
+            tensor for cam in (self.cam, self.cam_label_free, self.cam_aux, self.ensemble) for tensor in cam.tensors()
+        ]
+        return [self.label_free.counts, self.label_aware.counts, *cams]
+
+    def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
+        has_aux = bool(self.cam_aux.sweep.counts.any())
+        return EvalResult(
+            images=images,
+            classes=self.classes,
+            indices=indices,
+            label_free=_score(self.label_free.iou(), indices, coexistence),
+            label_aware=_score(self.label_aware.iou(), indices, coexistence),
+            cam=self.cam.score(indices, coexistence),
+            cam_label_free=self.cam_label_free.score(indices, coexistence),
+            cam_aux=self.cam_aux.score(indices, coexistence) if has_aux else None,
+            ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
+        )
+
+
+def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> Score:
+    percent = 100 * iou
+    c_miou = float(mean_iou(percent, coexistence)) if coexistence else None
+    return Score(float(mean_iou(percent, indices)), tuple(percent.tolist()), c_miou)
+
+
+def predicted_classes(logits: Sequence[Tensor]) -> Tensor:
+    """(P,) int64 indices of the classes with a mean image logit above 0 (σ > ½); logits: one (1 or 2, C) per scale."""
+    return (torch.cat(list(logits)).mean(0) > 0).nonzero()[:, 0]
+
+
+def _rows(maps: Tensor, flip: bool) -> Tensor:
+    """Without flip, only the row of the image itself (the other may exist because somebody else needs it)."""
+    return maps if flip else maps[:1]
+
+
+def _check_dataset(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    if not dataset.has_masks:
+        raise UserError("the evaluation set has no masks; choose another data.val_split or data.root")
+    if tuple(dataset.classes) != tuple(classes):
+        raise UserError(
+            f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "
+            "set data.root or data.classes to the set that the network was trained for"
+        )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
+
+
+def _spread(length: int, limit: int | None) -> list[int]:
+    count = length if limit is None else min(limit, length)
+    if count < 1:
+        raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")
+    return [position * length // count for position in range(count)]
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str], key: str) -> list[int]:
+    """Mask indices (1..C) of foreground class names; UserError naming `key` and the nearest class for another name."""
+    for name in names:
+        if name not in classes:
+            raise UserError(
+                f"{key}: there is no class {name!r}{hint(name, classes)}; wanted some of {', '.join(classes)}"
+            )
+    return [classes.index(name) + 1 for name in names]

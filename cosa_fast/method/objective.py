@@ -1,0 +1,235 @@
+"""The CoSA objective: which losses, with which weights (METHOD section 5). The losses themselves are in
+cosa_fast.kernels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa_fast.config.schema import Config, LossConfig
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
+from cosa_fast.method.assignment import AssignedMaps, Assignment, valid_on_grid
+from cosa_fast.method.normalisers import Normalisers
+from cosa_fast.network.model import Outputs
+
+# The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with
+# this.
+ENERGY_INNER_WEIGHT = 1e-7
+IGNORE_INDEX = 255
+
+
+@dataclass
+class Target:
+    """One CAM pseudo-label: AN's maps, the threshold ξ () that divides them, and the band to ignore where the recipe
+    has one."""
+
+    maps: AssignedMaps
+    threshold: Tensor
+    band: tuple[float, float] | None
+
+
+class Objective:
+    """Turns ON's outputs and AN's assignment into loss terms, each the share of the images at hand (this rank's, or a
+    part of them) in that of the whole batch.
+
+    `weights` maps each active term to its λ.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks = ALONE) -> None:
+        self._shares = ranks.size * config.optim.accumulate
+        self._normalisers = Normalisers(ranks, config.optim.accumulate)
+        self._config = config.loss
+        self._threshold = config.threshold
+        self._backend = config.run.backend
+        self._normalisation: tuple[Tensor, Tensor] | None = None
+        self._mean, self._std = config.data.mean, config.data.std
+        aux = config.model.aux_layer is not None
+        names = ["cls", "c2s", "s2c", "csc", "energy", *(["cls_aux", "c2s_aux"] if aux else [])]
+        weights = {name: getattr(config.loss, name) for name in names}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Σ λ·term over the terms that were computed."""
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+
+    def classification(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+        """cls and cls† (eq. 1): multilabel soft margin of the image logits (B, C) against labels (B, C)."""
+        logits = {"cls": outputs.logits, "cls_aux": outputs.logits_aux}
+        return {
+            name: F.multilabel_soft_margin_loss(value.float(), labels) / self._shares
+            for name, value in logits.items()
+            if name in self.weights and value is not None
+        }
+
+    def cotraining(
+        self, outputs: Outputs, assignment: Assignment, batch: Batch, thresholds: tuple[Tensor, Tensor], noise_seed: int
+    ) -> dict[str, Tensor]:
+        """The terms that swap assignments between AN and ON: c2s, c2s†, s2c, csc and energy, as far as they have a
+        weight."""
+        targets = self.targets(assignment, thresholds)
+        terms = self._normalised(outputs, assignment, targets, batch, noise_seed)
+        if "energy" in self.weights:
+            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch) / self._shares
+        return terms
+
+    @torch.no_grad()
+    def count(
+        self, parts: Sequence[Batch], assignments: Sequence[Assignment], thresholds: tuple[Tensor, Tensor]
+    ) -> None:
+        """Where a batch is computed in several parts: sum up their normalisers, before the losses of the first. They
+        depend on AN alone, so blank maps of ON will do."""
+        with self._normalisers.counting():
+            for part, assignment in zip(parts, assignments, strict=True):
+                self._normalised(_blank_outputs(assignment), assignment, self.targets(assignment, thresholds), part, 0)
+
+    def _normalised(
+        self, outputs: Outputs, assignment: Assignment, targets: dict[str, Target], batch: Batch, noise_seed: int
+    ) -> dict[str, Tensor]:
+        """The terms that are divided by something counted in the whole batch."""
+        terms = self._cam_to_seg(outputs, targets, batch)
+        if "s2c" in self.weights:
+            terms["s2c"] = self._seg_to_cam(outputs, assignment, batch, noise_seed)
+        if "csc" in self.weights:
+            terms["csc"] = self._contrastive(outputs, targets.get("c2s_aux", targets["c2s"]), batch)
+        return terms
+
+    def targets(self, assignment: Assignment, thresholds: tuple[Tensor, Tensor]) -> dict[str, Target]:
+        """The CAM pseudo-labels by the name of the loss that they supervise."""
+        banded = self._threshold.mode == "band"
+        targets = {"c2s": Target(assignment.cam, thresholds[0], self._threshold.band if banded else None)}
+        if assignment.cam_aux is not None:
+            band = self._threshold.band_aux if banded else None
+            targets["c2s_aux"] = Target(assignment.cam_aux, thresholds[1], band)
+        return targets
+
+    def _cam_to_seg(self, outputs: Outputs, targets: dict[str, Target], batch: Batch) -> dict[str, Tensor]:
+        """Eq. 5 for M' and M†' on the same segmentation logits."""
+        active = {name: target for name, target in targets.items() if name in self.weights}
+        if len({target.band for target in active.values()}) > 1:
+            # One call takes one band; layers with bands of their own are separate calls.
+            return {name: self._reliable_ce(outputs, {name: target}, batch)[0] for name, target in active.items()}
+        if not active:
+            return {}
+        return dict(zip(active, self._reliable_ce(outputs, active, batch).unbind(), strict=True))
+
+    def _reliable_ce(self, outputs: Outputs, named: dict[str, Target], batch: Batch) -> Tensor:
+        targets = list(named.values())
+        return raw_cross_entropy(
+            outputs.segmentation(),
+            torch.stack([target.maps.confidence for target in targets]),
+            torch.stack([target.maps.category for target in targets]),
+            torch.stack([target.threshold for target in targets]),
+            batch.valid,
+            alpha=self._config.alpha,
+            beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
+            foreground_weight=self._config.foreground_weight,
+            ignore_band=targets[0].band,
+            whole=self._normalisers.of(" ".join(named)),
+            backend=self._backend,
+        )
+
+    def _seg_to_cam(self, outputs: Outputs, assignment: Assignment, batch: Batch, noise_seed: int) -> Tensor:
+        """Eqs. 7, 8."""
+        guidance = _guidance_logits(self._config, assignment, batch, noise_seed)
+        size = (batch.weak.shape[2], batch.weak.shape[3])
+        valid = batch.valid
+        if self._config.guidance == "truth" and batch.truth is not None:
+            valid = valid & (batch.truth != IGNORE_INDEX)
+        return seg_to_cam_loss(
+            outputs.cam,
+            guidance,
+            batch.labels,
+            size,
+            valid,
+            temperature=self._config.s2c_temperature,
+            relu=self._config.s2c_relu,
+            whole=self._normalisers.of("s2c"),
+            backend=self._backend,
+        )
+
+    def _contrastive(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
+        """Eqs. 9, 10 on the token grid, with the low-perplexity pixels of M†' (of M' where there is no auxiliary
+        head)."""
+        grid = (outputs.cam.shape[2], outputs.cam.shape[3])
+        return contrastive_separation(
+            outputs.cam,
+            target.maps.grid_category,
+            target.maps.grid_confidence,
+            target.threshold,
+            valid_on_grid(batch.valid, grid),
+            epsilon=self._config.csc_epsilon,
+            temperature=self._config.csc_temperature,
+            alpha=self._config.alpha,
+            beta=self._config.beta,
+            scope=self._config.csc_scope,
+            similarity=self._config.csc_similarity,
+            whole=self._normalisers.of("csc"),
+            backend=self._backend,
+        )
+
+    def _energy(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
+        """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution."""
+        size = (batch.strong.shape[2], batch.strong.shape[3])
+        logits = F.interpolate(outputs.segmentation().float(), size=size, mode="bilinear", align_corners=False)
+        roi = F.avg_pool2d(batch.valid[:, None].to(logits.dtype), 2)
+        probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
+        guide = F.avg_pool2d(self._pixels(batch.strong), 2)
+        gate = (roi[:, 0] - probabilities.detach().amax(1)).clamp(min=0)
+        if target.band is not None:
+            ignored = (target.maps.confidence > target.band[0]) & (target.maps.confidence < target.band[1])
+            gate = torch.where(ignored[:, ::2, ::2], torch.ones_like(gate), gate)
+        sigmas = (self._config.energy_sigma_xy * 0.5, self._config.energy_sigma_rgb)
+        return dense_energy(probabilities, guide, gate, *sigmas, backend=self._backend)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Normalised images back in 0..255."""
+        if self._normalisation is None:  # once: a copy from the host would synchronise every step
+            mean, std = (images.new_tensor(value).view(1, 3, 1, 1) for value in (self._mean, self._std))
+            self._normalisation = (mean, std)
+        mean, std = self._normalisation
+        return (images * std + mean) * 255
+
+    @torch.no_grad()
+    def diagnostics(self, target: Target, valid: Tensor) -> dict[str, Tensor]:
+        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels and
+        of the reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns of."""
+        config, maps = self._config, target.maps
+        inside = valid_on_grid(valid, (maps.grid_confidence.shape[1], maps.grid_confidence.shape[2]))
+        scores = perplexity(maps.grid_confidence, target.threshold, config.alpha, config.beta, backend=self._backend)
+        reliability = scores.reciprocal() * inside
+        foreground = (maps.grid_confidence >= target.threshold) & inside
+        count = inside.sum().clamp(min=1)
+        return {
+            "perplexity": (scores * inside).sum() / count,
+            "omega": ((scores <= config.csc_epsilon) & inside).sum().float(),
+            "foreground_share": foreground.sum() / count,
+            "foreground_reliability": (reliability * foreground).sum() / reliability.sum().clamp(min=1e-6),
+        }
+
+
+def _blank_outputs(assignment: Assignment) -> Outputs:
+    """ON's maps for as many images, all 0."""
+    confidence, seg = assignment.cam.grid_confidence, assignment.seg_logits[0]
+    count, *grid = confidence.shape
+    logits = confidence.new_zeros(count, seg.shape[1], *grid)
+    maps = logits[:, 1:]
+    return Outputs(maps.flatten(2).amax(2), maps, logits, None, None)
+
+
+def _guidance_logits(config: LossConfig, assignment: Assignment, batch: Batch, noise_seed: int) -> list[Tensor]:
+    """What stands in for S' in s2c: AN's logits, or the oracle's of the ablation in fig. 1 (the truth, or noise)."""
+    if config.guidance == "teacher":
+        return assignment.seg_logits
+    like = assignment.seg_logits[0]
+    if config.guidance == "truth":
+        if batch.truth is None:
+            raise ValueError("truth: got a batch without masks, want masks for loss.guidance = truth")
+        classes = torch.arange(like.shape[1], device=like.device).view(1, -1, 1, 1)
+        one_hot = (batch.truth[:, None] == classes).to(like.dtype)
+        return [torch.cat([one_hot, one_hot.flip(-1)])]
+    generator = torch.Generator(device="cpu").manual_seed(noise_seed)
+    return [torch.randn(like.shape, generator=generator).to(like)]

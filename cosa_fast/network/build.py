@@ -1,0 +1,43 @@
+"""A network as a configuration describes it, with its weights."""
+
+import logging
+
+from cosa_fast.config.schema import ModelConfig
+from cosa_fast.network.encoder import Encoder, create_backbone
+from cosa_fast.network.model import CoSANet
+from cosa_fast.network.weights import import_official, is_whole_network, load_backbone, pretrained_backbone, read_state
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
+    """The network with the weights that `config.weights` asks for; logs one line about them.
+
+    "hub": timm's pre-trained backbone; "none": random; else a file with backbone weights, or with a whole network in
+    the naming of the official release. UserError: unknown backbone, unreachable hub, a file that does not fit.
+    """
+    if config.weights == "hub":
+        backbone, report = pretrained_backbone(config.backbone, config.arguments)
+        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
+    else:
+        backbone = create_backbone(config.backbone, config.arguments)
+        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
+        report = _load_file(config, model)
+    logger.info("%s: %s; %s", config.backbone, report, _describe(model.encoder))
+    return model
+
+
+def _load_file(config: ModelConfig, model: CoSANet) -> str:
+    if config.weights == "none":
+        return "random weights"
+    state = read_state(config.weights)
+    if is_whole_network(state):
+        return import_official(state, model, name=config.weights)
+    return load_backbone(model.encoder, state, source=config.weights)
+
+
+def _describe(encoder: Encoder) -> str:
+    size = f"stride {encoder.stride}, width {encoder.width}"
+    if encoder.aux_name is None:
+        return f"{size}, no auxiliary layer"
+    return f"{size}, auxiliary layer {encoder.aux_name} (width {encoder.width_aux})"

@@ -1,0 +1,126 @@
+"""The data section of a configuration turned into data sets, augmentation parameters and a stream of batches."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.evaluation_stream import Loading
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
+from cosa_fast.errors import UserError
+
+Pipeline = Literal["dali", "torch"]
+
+
+def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
+    """The training and the validation split; the latter must have masks and the same classes."""
+    data = config.data
+    training_set = open_dataset(
+        data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack
+    )
+    classes = training_set.classes
+    validation_set = open_dataset(data.format, data.root, data.val_split, classes=classes, need_labels=False)
+    if not validation_set.has_masks:
+        raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
+    for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
+        for name in names:
+            if name not in training_set.classes:
+                raise UserError(
+                    f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}"
+                )
+    return training_set, validation_set
+
+
+def augmentation(config: Config) -> AugmentConfig:
+    """The data section's part that concerns the views."""
+    data = config.data
+    return AugmentConfig(
+        crop_size=data.crop_size,
+        scale_range=data.scale_range,
+        flip_probability=data.flip_probability,
+        blur_probability=data.blur_probability,
+        blur_radius=data.blur_radius,
+        strong=data.strong,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def choose_pipeline(config: Config, device: torch.device, before: Pipeline | None = None) -> tuple[Pipeline, str]:
+    """(pipeline, reason) that data.pipeline means on `device`; `before`: the one that a resumed run has used so far,
+    which auto keeps. UserError where DALI is asked for and does not work.
+    """
+    wanted = config.data.pipeline
+    if wanted == "torch" or (wanted == "auto" and before == "torch"):
+        return "torch", "data.pipeline = torch" if wanted == "torch" else "as the run began"
+    problem = dali_problem(device)
+    if problem is None:
+        return "dali", f"it works on {device.type}"
+    if wanted == "dali":
+        raise UserError(f"data.pipeline = dali, but {problem}; use data.pipeline=torch or auto")
+    return "torch", problem
+
+
+def dali_problem(device: torch.device) -> str | None:
+    """Why DALI does not work on `device`; None where it does."""
+    try:
+        from cosa_fast.data_pipeline.dali.feed import check_device
+    except (ImportError, OSError) as error:
+        install = 'pip install -c constraints.txt -e ".[dali]"'
+        return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
+    try:
+        check_device(device)
+    except RuntimeError as error:
+        return f"DALI does not work on {device} ({str(error).splitlines()[0]})"
+    return None
+
+
+def loading(config: Config, pipeline: Pipeline) -> Loading:
+    """How an evaluation reads its images."""
+    return Loading(pipeline, max(1, config.data.workers), config.data.prefetch)
+
+
+def open_pipeline(
+    config: Config,
+    dataset: ImageDataset,
+    device: torch.device,
+    pipeline: Pipeline,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterable[Batch]:
+    """The stream of training batches from sample position `start` on: the rank-th of `ranks` parts of each."""
+    data = config.data
+    with_truth = config.loss.guidance == "truth"
+    common = (dataset, augmentation(config), config.optim.batch_size, config.run.seed)
+    if pipeline == "torch":
+        return TorchPipeline(
+            *common,
+            start=start,
+            rank=rank,
+            ranks=ranks,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            pinned=device.type == "cuda",
+            with_truth=with_truth,
+            unreadable=data.unreadable,
+        )
+    from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
+
+    return DaliPipeline(
+        *common,
+        device=device,
+        start=start,
+        rank=rank,
+        ranks=ranks,
+        threads=max(1, data.workers),
+        prefetch=data.prefetch,
+        with_truth=with_truth,
+        unreadable=data.unreadable,
+    )

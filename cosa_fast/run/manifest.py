@@ -1,0 +1,61 @@
+"""What a run was made with: versions, machine, commit, seed and data, written to manifest.json."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cosa_fast
+from cosa_fast.config.schema import Config
+
+PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
+
+
+def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, Any]:
+    """The manifest as a dictionary; `extra` is added as it is (data fingerprint, counts)."""
+    return {
+        "cosa_fast": cosa_fast.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "seed": config.run.seed,
+        **extra,
+    }
+
+
+def write(path: Path, manifest: dict[str, Any]) -> None:
+    """Append-free JSON: the last start of a run describes it; earlier ones are kept under "before"."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is not None:
+        manifest = {**manifest, "before": [*before.pop("before", []), before]}
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def package_version(package: str) -> str | None:
+    """The installed version; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with "+changes" where it differs; None where the package was installed without
+    its repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.returncode else "")

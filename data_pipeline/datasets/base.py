@@ -1,0 +1,99 @@
+"""What every dataset offers: images, image-level labels, and masks where there are some."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.labels import LabelTable
+from cosa_fast.data_pipeline.datasets.packed import Pack
+from cosa_fast.errors import UserError
+
+
+class ImageDataset:
+    """Images by index, in the order of the split's list. Opening one reads no image and no mask.
+
+    classes: the C foreground names; class c has index c + 1 in masks, where 0 is background and 255 ignore.
+    ids: one per image. has_masks: whether ground truth is at hand. labels: None where the set was opened without.
+    masks: mask file per image; None where there are none.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        ids: Sequence[str],
+        images: Sequence[Path],
+        labels: LabelTable | None = None,
+        masks: Sequence[Path] | None = None,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.ids = tuple(ids)
+        self.has_masks = masks is not None
+        self._images = tuple(images)
+        self._labels = labels
+        self._masks = masks
+        self._pack: Pack | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read_from(self, pack: Pack) -> None:
+        """Take the images from `pack`, which holds every id, from now on."""
+        self._pack = pack
+        self._images = tuple(pack.image_path(id) for id in self.ids)
+
+    def image_path(self, index: int) -> Path:
+        """The image's file; PACK/NAME of an image in a pack."""
+        return self._images[index]
+
+    def encoded(self, index: int) -> bytes:
+        """The image's file as it is. UserError naming the file if it cannot be read."""
+        return read_bytes(self._images[index]) if self._pack is None else self._pack.read(self.ids[index])
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image: RGB, upright by EXIF. UserError naming the file if it is unreadable, truncated or too
+        large.
+        """
+        return read_image(self._images[index], self.encoded(index))
+
+    def labels(self, index: int) -> np.ndarray:
+        """(C,) float32 multi-hot. UserError if the image has no label."""
+        if self._labels is None or not self._labels.labelled[index]:
+            raise UserError(
+                f"{self._images[index]}: no image label; give data.labels or build a label file with: "
+                "python -m cosa_fast.prepare"
+            )
+        return self._labels.present[index].astype(np.float32)
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8 in {0..C, 255}, as large as the upright image. UserError if there is none, it is unreadable or
+        of another size.
+        """
+        mask = self._read_mask(index)
+        expected = upright_size(self._images[index], self.encoded(index))
+        if mask.shape != expected:
+            raise UserError(
+                f"{self._mask_name(index)}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image "
+                f"{self._images[index]} is {expected[1]}x{expected[0]} upright; "
+                "make the mask fit the image as displayed"
+            )
+        return mask
+
+    def fingerprint(self) -> str:
+        """sha256 in hex over classes, ids and labels."""
+        digest = hashlib.sha256("\0".join((*self.classes, "", *self.ids)).encode())
+        if self._labels is not None:
+            digest.update(self._labels.present.tobytes())
+            digest.update(self._labels.labelled.tobytes())
+        return digest.hexdigest()
+
+    def _read_mask(self, index: int) -> np.ndarray:
+        if self._masks is None:
+            raise UserError(f"{self._images[index]}: this dataset has no masks; add them or choose a split that has")
+        return read_mask(self._masks[index], len(self.classes))
+
+    def _mask_name(self, index: int) -> str:
+        return str(self._masks[index]) if self._masks is not None else "mask"

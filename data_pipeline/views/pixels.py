@@ -1,0 +1,139 @@
+"""Pixel operations of the two views with PIL (METHOD section 2): `augment.py`'s parameters applied to one image."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+
+from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig, AugmentParameters
+
+
+@dataclass
+class Views:
+    """One augmented image: weak and strong (3, H, W) float32, valid (H, W) bool, truth (H, W) uint8 or None."""
+
+    weak: Tensor
+    strong: Tensor
+    valid: Tensor
+    truth: Tensor | None
+
+
+def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParameters, config: AugmentConfig) -> Views:
+    """Apply `parameters` to an RGB image and, with the same geometry, to its (H, W) uint8 mask.
+
+    Blur and colour operations see only real pixels, so padding enters no statistics; it is exactly 0 in both normalised
+    views and 255 in the truth.
+    """
+    weak = weak_region(image, parameters)
+    strong = apply_colour(weak, parameters.operation, parameters.magnitude)
+    size = (config.crop_size, config.crop_size)
+    inside = _slices(parameters)
+    weak_canvas, strong_canvas = torch.zeros(3, *size), torch.zeros(3, *size)
+    weak_canvas[:, *inside] = normalise(weak, config.mean, config.std)
+    strong_canvas[:, *inside] = (
+        weak_canvas[:, *inside] if strong is weak else normalise(strong, config.mean, config.std)
+    )
+    valid = torch.zeros(size, dtype=torch.bool)
+    valid[inside] = True
+    return Views(weak_canvas, strong_canvas, valid, None if mask is None else render_mask(mask, parameters, config))
+
+
+def weak_region(image: Image.Image, parameters: AugmentParameters) -> Image.Image:
+    """The weak view's real pixels: cut out, mirrored, blurred."""
+    region = cut(image, parameters, Image.Resampling.BILINEAR)
+    return region.filter(ImageFilter.GaussianBlur(parameters.blur_radius)) if parameters.blur_radius > 0 else region
+
+
+def cut(image: Image.Image, parameters: AugmentParameters, resample: Image.Resampling) -> Image.Image:
+    """Scale, crop and flip in one resize of just the crop's source rectangle: equal to scaling the whole image first,
+    without building it.
+    """
+    top, left, bottom, right = source_rectangle((image.height, image.width), parameters)
+    size = (parameters.region.width, parameters.region.height)
+    resized = image.resize(size, resample, box=(left, top, right, bottom))
+    return ImageOps.mirror(resized) if parameters.flip else resized
+
+
+def source_rectangle(size: tuple[int, int], parameters: AugmentParameters) -> tuple[float, float, float, float]:
+    """(top, left, bottom, right) of what the crop shows of an image of (height, width) `size`, in its pixels."""
+    (scaled_height, scaled_width), region = parameters.scaled_size, parameters.region
+    step_y, step_x = size[0] / scaled_height, size[1] / scaled_width
+    return (
+        region.top * step_y,
+        region.left * step_x,
+        min(size[0], (region.top + region.height) * step_y),
+        min(size[1], (region.left + region.width) * step_x),
+    )
+
+
+def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Image:
+    """One colour operation of `augment.COLOUR_OPERATIONS` on an RGB image, magnitude 1..9; "identity" returns the image
+    itself. ValueError for another name.
+    """
+    factor = enhancement(magnitude)
+    match operation:
+        case "identity":
+            return image
+        case "autocontrast":
+            return ImageOps.autocontrast(image)
+        case "equalize":
+            return ImageOps.equalize(image)
+        case "solarize":
+            return ImageOps.solarize(image, solarize_threshold(magnitude))
+        case "posterize":
+            return ImageOps.posterize(image, posterize_bits(magnitude))
+        case "colour":
+            return ImageEnhance.Color(image).enhance(factor)
+        case "contrast":
+            return ImageEnhance.Contrast(image).enhance(factor)
+        case "brightness":
+            return ImageEnhance.Brightness(image).enhance(factor)
+        case "sharpness":
+            return ImageEnhance.Sharpness(image).enhance(factor)
+    raise ValueError(f"operation is {operation!r}; wanted one of augment.COLOUR_OPERATIONS")
+
+
+def enhancement(magnitude: int) -> float:
+    """The factor of colour, contrast, brightness and sharpness."""
+    return 0.1 + 0.18 * magnitude
+
+
+def solarize_threshold(magnitude: int) -> int:
+    """The lowest value that is inverted: PIL compares integers, value < threshold."""
+    return ceil(25.6 * magnitude)
+
+
+def posterize_bits(magnitude: int) -> int:
+    """How many of the 8 bits remain."""
+    return max(1, 4 - 4 * magnitude // 10)
+
+
+def normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(3, H, W) float32, contiguous: (image / 255 − mean) / std per channel of an RGB image."""
+    return normalise_pixels(torch.from_numpy(np.array(image)), mean, std)
+
+
+def normalise_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(..., 3, H, W) float32, contiguous, of (..., H, W, 3) uint8 on any device."""
+    values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    scale = 255 * torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    return values.sub_(shift).div_(scale)
+
+
+def render_mask(mask: np.ndarray, parameters: AugmentParameters, config: AugmentConfig) -> Tensor:
+    """(H, W) uint8: the mask with the geometry of the views; 255 in the padding."""
+    canvas = torch.full((config.crop_size, config.crop_size), IGNORE_INDEX, dtype=torch.uint8)
+    canvas[_slices(parameters)] = torch.from_numpy(
+        np.array(cut(Image.fromarray(mask), parameters, Image.Resampling.NEAREST))
+    )
+    return canvas
+
+
+def _slices(parameters: AugmentParameters) -> tuple[slice, slice]:
+    box = parameters.box
+    return slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)

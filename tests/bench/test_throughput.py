@@ -1,0 +1,172 @@
+"""bench/throughput.py runs on a CPU, and compares what is comparable."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chart_support import assert_chart
+
+from bench.steps.providers import ABLATIONS, OneBatch, Step, changed, class_count, providers, synthetic_batch
+from bench.steps.speed import OUT_OF_MEMORY, OUT_OF_TIME, Plan, compare, matrix_rate
+from cosa_fast.config.parsing import load_config
+from cosa_fast.data_pipeline.datasets.synthetic import generate
+from cosa_fast.engine.fused import FusedEngine
+from cosa_fast.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.backbone=vit_tiny_patch16_224", "data.crop_size=64", "optim.batch_size=2", "teacher.scales=[1.0]",
+    "run.device=cpu", "run.threads=1", "threshold.queue_length=4", "model.decoder_width=16",
+]  # fmt: skip
+
+
+def throughput(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "bench/throughput.py", *SMALL, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "speed.json"
+    run = throughput("--windows", "2", "--steps", "1", "--out", str(out), *arguments)
+    assert run.returncode == 0, run.stderr
+    assert "they say nothing about a GPU" in run.stdout
+    assert_chart(out.with_suffix(".png"))
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_whole_steps_of_all_providers(tmp_path: Path) -> None:
+    written = measured(tmp_path, "--classes", "5")
+    (result,) = written["results"]
+    assert set(result["providers"]) == {"ours", "baseline", "ours, plain engine", "ours, packed attention"}
+    rate = written["matrix_rate"]["flop_per_second"]
+    for row in result["providers"].values():
+        assert row["ms_20"] <= row["ms"] <= row["ms_80"]
+        assert row["images_per_second"] == pytest.approx(2000 / row["ms"])
+        assert row["tflop_per_second"] == pytest.approx(result["gflop_per_step"] / row["ms"])
+        assert row["share_of_matrix_rate"] == pytest.approx(row["tflop_per_second"] * 1e12 / rate)
+    assert list(result["phases_ms"]) == ["AN", "labels", "ON", "losses", "backward", "optimiser", "rest"]
+    assert written["machine"]["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_real_batches_are_streamed_and_waited_for(tmp_path: Path) -> None:
+    generate(tmp_path / "set", train=6, val=1, size=64)
+    data = ["data.format=synthetic", f"data.root={tmp_path / 'set'}", "data.train_split=train", "data.val_split=val"]
+    written = measured(
+        tmp_path, "--data", "real", "--providers", "ours", *data, "data.pipeline=torch", "data.workers=0"
+    )
+    (result,) = written["results"]
+    row = result["providers"]["ours"]
+    # Without workers every image is read while the step waits.
+    assert 1 < row["data_wait_ms"] < row["ms"]
+    assert result["phases_ms"]["data wait"] == row["data_wait_ms"]
+    assert result["classes"] == 5
+
+
+@pytest.mark.slow
+def test_the_suite_has_both_data_sets_with_their_classes(tmp_path: Path) -> None:
+    grid = ["--batch-sizes", "1", "2", "--backbones", "vit_tiny_patch16_224"]
+    written = measured(tmp_path, "--suite", "--losses-only", *grid)
+    cells = [(result["classes"], result["batch_size"]) for result in written["results"]]
+    assert cells == [(20, 1), (20, 2), (80, 1), (80, 2)]
+
+
+@pytest.mark.slow
+def test_losses_only_takes_less_memory_than_the_baseline(tmp_path: Path) -> None:
+    written = measured(tmp_path, "--losses-only", "data.crop_size=128")
+    rows = written["results"][0]["providers"]
+    assert 0 < rows["ours"]["peak_mib"] < rows["baseline"]["peak_mib"]
+
+
+@pytest.mark.slow
+def test_a_spent_budget_leaves_providers_out_but_writes_the_file(tmp_path: Path) -> None:
+    (result,) = measured(tmp_path, "--budget", "0")["results"]
+    assert {row["error"] for row in result["providers"].values()} == {OUT_OF_TIME}
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_a_provider_without_memory_is_recorded_and_the_others_go_on(turns: bool) -> None:
+    calls = {"good": 0, "late": 0}
+
+    def good(_: object) -> None:
+        calls["good"] += 1
+
+    def late(_: object) -> None:
+        calls["late"] += 1
+        if calls["late"] == 3:
+            torch.empty(2**60)
+
+    def too_large() -> None:
+        torch.empty(2**60)
+
+    batch = synthetic_batch(load_config("voc.yaml", SMALL), 2, torch.device("cpu"))
+    plan = Plan(torch.device("cpu"), windows=3, per_window=2, turns=turns, deadline=float("inf"))
+    makers = {"large": too_large, "late": lambda: late, "good": lambda: good}
+    timings = compare(makers, lambda: OneBatch(batch), plan)
+    assert timings["large"].error == timings["late"].error == OUT_OF_MEMORY
+    assert timings["good"].error is None
+    assert len(timings["good"].milliseconds) == 3
+    assert calls == {"good": 1 + 3 * 2, "late": 3}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_says(name: str) -> None:
+    config = load_config("voc.yaml")
+    assert changed(config, ABLATIONS[name]) != config
+
+
+def test_the_class_count_follows_the_configuration() -> None:
+    assert class_count(load_config("voc.yaml"), None) == 20
+    assert class_count(load_config("coco.yaml"), None) == 80
+    assert class_count(load_config("coco.yaml", ["data.classes=[a, b]"]), None) == 2
+    assert class_count(load_config("coco.yaml"), 7) == 7
+    with pytest.raises(UserError, match="give --classes N"):
+        class_count(load_config("voc.yaml", ["data.format=folder"]), None)
+
+
+def test_the_matrix_rate_is_that_of_the_fastest_product() -> None:
+    rate = matrix_rate(torch.device("cpu"), torch.float32, (16, 256))
+    assert rate["side"] == 256  # of 16 the launch is most
+    assert 1e8 < rate["flop_per_second"] < 1e14
+
+
+def test_bad_numbers_are_refused_in_one_line() -> None:
+    run = throughput("--windows", "0")
+    assert run.returncode == 2
+    assert run.stderr == "error: --windows, --steps and --classes must be at least 1\n"
+
+
+def test_a_wrong_setting_ends_the_run_but_that_of_an_ablation_does_not() -> None:
+    run = throughput("model.backbone=vit_tinny_patch16_224")
+    assert run.returncode == 2
+    assert "did you mean vit_tiny_patch16_224?" in run.stderr
+    config = load_config("voc.yaml", SMALL)
+    plan = Plan(torch.device("cpu"), windows=1, per_window=1, turns=True, deadline=float("inf"))
+    batch = synthetic_batch(config, 5, plan.device)
+
+    def varlen() -> Step:
+        return FusedEngine(changed(config, ABLATIONS["ours, varlen attention"]), 5, plan.device).step
+
+    timings = compare({"varlen": varlen}, lambda: OneBatch(batch), plan)
+    assert timings["varlen"].error is not None
+    assert timings["varlen"].error.startswith("teacher.attention=varlen: needs a GPU")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.csc_scope=batch", "loss.csc_scope = batch: the baseline only has image"),
+        ("optim.accumulate=2", "optim.accumulate: the baseline takes the batch in one pass"),
+    ],
+)
+def test_what_the_baseline_lacks_is_refused_before_anything_is_timed(override: str, message: str) -> None:
+    config = load_config("voc.yaml", [*SMALL, override])
+    with pytest.raises(UserError, match=f"{message}; or compare with --providers ours"):
+        providers(config, 5, torch.device("cpu"), "all")

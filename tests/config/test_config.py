@@ -1,0 +1,147 @@
+"""The configuration: strict in what it accepts, and the shipped recipes hold the method's settings exactly."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cosa_fast.config.parsing import CONFIG_DIRECTORY, config_from_dict, config_to_dict, load_config
+from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError
+
+
+def message(*overrides: str, config: str = "voc.yaml") -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(config, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_voc_carries_the_paper_recipe() -> None:
+    config = load_config("voc.yaml")
+    assert config.model.backbone == "vit_base_patch16_224.orig_in21k_ft_in1k"
+    assert (config.model.aux_layer, config.model.decoder_width, config.model.decoder_dilation) == (-3, 512, 5)
+    assert (config.data.crop_size, config.data.scale_range, config.data.blur_radius) == (448, (0.5, 2.0), (0.1, 2.0))
+    assert (config.data.mean, config.data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (config.data.train_split, config.data.val_split) == ("train_aug", "val")
+    assert (config.teacher.scales, config.teacher.flip, config.teacher.momentum) == ((1.0, 0.5, 1.5), True, 0.9994)
+    assert (config.threshold.mode, config.threshold.queue_length, config.threshold.bins) == ("dynamic", 100, 256)
+    assert config.threshold.floor == 0.05
+    loss = config.loss
+    assert (loss.cls, loss.cls_aux, loss.c2s, loss.c2s_aux) == (1.0, 1.0, 0.1, 0.1)
+    assert (loss.s2c, loss.csc, loss.energy, loss.foreground_weight) == (0.05, 0.1, 0.0, 0.5)
+    assert (loss.reliability, loss.alpha, loss.beta, loss.s2c_temperature) == ("perplexity", 0.8, 1.0, 0.01)
+    assert (loss.s2c_relu, loss.csc_epsilon, loss.csc_temperature) == (False, 1.0, 0.5)
+    assert (loss.csc_scope, loss.csc_similarity, loss.guidance) == ("image", "cosine", "teacher")
+    optim = config.optim
+    assert (optim.iterations, optim.batch_size, optim.cotrain_after) == (32000, 4, 6000)
+    assert (optim.lr, optim.head_multiplier, optim.betas, optim.weight_decay) == (6e-5, 10.0, (0.9, 0.999), 0.01)
+    assert (optim.warmup, optim.warmup_lr, optim.power) == (1500, 1e-6, 0.9)
+    assert config.eval.scales == (1.0, 0.5, 1.5, 0.75, 1.25)
+    assert config.eval.flip
+
+
+def test_coco_differs_from_voc_only_in_data_and_schedule() -> None:
+    voc, coco = load_config("voc.yaml"), load_config("coco.yaml")
+    assert (coco.optim.iterations, coco.optim.batch_size, coco.optim.cotrain_after) == (60000, 8, 10000)
+    assert coco.data.format == "coco"
+    assert (coco.model, coco.teacher, coco.threshold, coco.loss) == (voc.model, voc.teacher, voc.threshold, voc.loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "band"),
+    [("voc_published.yaml", "voc.yaml", (0.25, 0.70)), ("coco_published.yaml", "coco.yaml", (0.25, 0.65))],
+)
+def test_published_recipes(name: str, base: str, band: tuple[float, float]) -> None:
+    config = load_config(name)
+    assert (config.threshold.mode, config.threshold.band, config.threshold.band_aux) == ("band", band, (0.25, 0.70))
+    loss = config.loss
+    assert (loss.c2s, loss.c2s_aux, loss.s2c, loss.csc, loss.energy) == (0.05, 0.05, 0.05, 0.0, 0.05)
+    assert (loss.s2c_relu, loss.reliability, loss.foreground_weight) == (True, "none", 0.5)
+    assert (loss.energy_sigma_xy, loss.energy_sigma_rgb) == (100.0, 15.0)
+    assert config.optim == load_config(base).optim
+
+
+def test_voc_yaml_states_every_setting() -> None:
+    written = yaml.safe_load((CONFIG_DIRECTORY / "voc.yaml").read_text())
+    fields = {
+        field.name: {item.name for item in dataclasses.fields(field.default_factory())}
+        for field in dataclasses.fields(Config)
+    }  # type: ignore[misc]
+    assert {section: set(keys) for section, keys in written.items()} == fields
+
+
+def test_round_trip_through_a_dictionary() -> None:
+    config = load_config("coco_published.yaml", ["eval.classes=[cat, dog]", "model.aux_layer=null"])
+    assert config_from_dict(yaml.safe_load(yaml.safe_dump(config_to_dict(config))), where="x") == config
+
+
+def test_overrides_apply_in_order_and_read_yaml() -> None:
+    config = load_config("voc.yaml", ["optim.lr=1", "optim.lr=1e-4", "teacher.scales=[1]", "data.labels=null"])
+    assert config.optim.lr == 1e-4
+    assert config.teacher.scales == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.lrr=1", ["optim.lrr", "did you mean optim.lr?"]),
+        ("dta.root=x", ["dta", "did you mean data?"]),
+        ("optim.batch_size=four", ["optim.batch_size", "'four'", "whole number"]),
+        ("optim.batch_size=0", ["optim.batch_size", "0", ">= 1"]),
+        ("optim.batch_size=2.5", ["optim.batch_size", "2.5", "whole number"]),
+        ("optim.batch_size=true", ["optim.batch_size", "whole number"]),
+        ("optim.lr=.nan", ["optim.lr", "nan"]),
+        ("teacher.flip=1", ["teacher.flip", "true or false"]),
+        ("threshold.mode=dynamik", ["threshold.mode", "did you mean dynamic?"]),
+        ("teacher.scales=1.0", ["teacher.scales", "list"]),
+        ("teacher.scales=[]", ["teacher.scales", "empty"]),
+        ("data.mean=[1, 2]", ["data.mean", "3 values"]),
+        ("data.scale_range=[2.0, 0.5]", ["data.scale_range", "low <= high"]),
+        ("loss.alpha=1.0", ["loss.alpha", "0.999"]),
+        ("model.aux_layer=2", ["model.aux_layer", "<= -1"]),
+        ("data=3", ["data", "section"]),
+        ("optim.lr", ["key=value"]),
+        ("optim.lr=[", ["YAML"]),
+        ("optim.iterations=100", ["cotrain_after", "6000"]),
+        ("threshold.mode=band", ["loss.csc=0", "reliability"]),
+        ("loss={cls: 0, cls_aux: 0}", ["loss.cls", "cotrain_after"]),
+        ("loss.beta=50", ["loss.beta", "<= 10"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line_that_names_key_and_remedy(override: str, parts: list[str]) -> None:
+    text = message(override)
+    for part in parts:
+        assert part in text
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: voc.yaml\noptim:\n  learning_rate: 1.0e-4\n")
+    assert str(path) in message(config=str(path))
+    path.write_text("optim: [1\n")
+    assert str(path) in message(config=str(path))
+    path.write_text("- 1\n")
+    assert "mapping" in message(config=str(path))
+    path.write_text("base: mine.yaml\n")
+    assert "leads back" in message(config=str(path))
+    assert "voc_published.yaml" in message(config="no_such.yaml")
+
+
+def test_own_file_on_top_of_a_shipped_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: voc_published.yaml\nloss:\n  csc: 0.0\n  energy: 0.0\n")
+    config = load_config(path)
+    assert config.loss == dataclasses.replace(load_config("voc_published.yaml").loss, energy=0.0)
+
+
+def test_on_and_off_mean_themselves_though_yaml_reads_booleans(tmp_path: Path) -> None:
+    config = load_config("voc.yaml", ["run.compile=off", "run.capture=off"])
+    assert (config.run.compile, config.run.capture) == ("off", "off")
+    assert load_config("voc.yaml", ["run.compile=on"]).run.compile == "on"
+    file = tmp_path / "own.yaml"
+    file.write_text("base: voc.yaml\nrun: {compile: off}\n", encoding="utf-8")
+    assert load_config(file).run.compile == "off"
+    assert "run.capture = 'on' must be one of auto, off" in message("run.capture=on")
+    assert "must be one of" in message("run.engine=on")

@@ -1,0 +1,200 @@
+"""A run that was interrupted ends bit for bit as the one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError
+from cosa_fast.run import checkpoint
+from cosa_fast.run.training import train
+from cosa_fast.train import main
+
+Same = Callable[[Any, Any], bool]
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Of log.jsonl: everything but the clock's.
+CLOCK = ("images_per_second", "seconds_per_iteration", "data_wait", "tflop_per_second")
+
+
+def log(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run without those that depend on the clock."""
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def final(directory: Path) -> dict[str, Any]:
+    """The newest checkpoint, without the settings and names of the run."""
+    path = checkpoint.latest(directory / "checkpoints")
+    assert path is not None
+    return {key: value for key, value in checkpoint.load(path).items() if key != "config"}
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six iterations without a break, co-training after the third, a checkpoint after each."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("straight")
+    overrides = [f"run.output={output}", "run.checkpoint_every=1"]
+    return train(config_from_dict(tiny_values, overrides, where="tiny")).directory
+
+
+def interrupted(straight: Path, directory: Path, iteration: int) -> None:
+    """The folder of a run that ended after `iteration`."""
+    (directory / "checkpoints").mkdir(parents=True)
+    for number in range(1, iteration + 1):
+        name = checkpoint.numbered_path(Path("checkpoints"), number)
+        shutil.copy(straight / name, directory / name)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "workers"),
+    [(1, 0), (3, 0), (5, 0), (2, 2)],
+    ids=["first phase", "phase change", "co-training", "workers"],
+)
+def test_resumed_run_equals_the_straight_one(
+    iteration: int, workers: int, straight: Path, make_config: Callable[..., Config], same: Same
+) -> None:
+    """Weights of ON and AN, moments, thresholds, best score, and every logged figure."""
+    config = make_config(f"data.workers={workers}")
+    directory = Path(config.run.output) / config.run.name
+    interrupted(straight, directory, iteration)
+
+    summary = train(config, resume="auto")
+
+    assert summary.iteration == 6
+    assert same(final(directory), final(straight))
+    whole = log(straight)
+    assert log(directory) == [line for line in whole if line["iteration"] > iteration]
+    assert [line["iteration"] for line in whole if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resuming_from_a_named_checkpoint(
+    straight: Path, make_config: Callable[..., Config], same: Same, tmp_path: Path
+) -> None:
+    config = make_config("run.name=other")
+    train(config, resume=str(straight / "checkpoints" / "00000004.pt"))
+    assert same(final(tmp_path / "runs" / "other"), final(straight))
+
+
+def test_resuming_a_finished_run_evaluates_again(
+    straight: Path, make_config: Callable[..., Config], same: Same, tmp_path: Path
+) -> None:
+    """Also from another folder: the new run is then complete, with a checkpoint of its own."""
+    config = make_config("run.name=other")
+    summary = train(config, resume=str(straight / "checkpoints" / "00000006.pt"))
+
+    assert summary.results.keys() == {"student", "teacher"}
+    assert same(final(tmp_path / "runs" / "other"), final(straight))
+
+
+def test_auto_with_nothing_there_starts_fresh(straight: Path, make_config: Callable[..., Config], same: Same) -> None:
+    summary = train(make_config(), resume="auto")
+    assert same(final(summary.directory), final(straight))
+    assert log(summary.directory) == log(straight)
+
+
+def test_the_best_score_is_remembered(straight: Path, make_config: Callable[..., Config]) -> None:
+    """A worse evaluation after the resumption must not replace best.pt."""
+    config = make_config()
+    directory = Path(config.run.output) / config.run.name
+    state = checkpoint.load(straight / "checkpoints" / "00000005.pt")
+    checkpoint.save(directory / "checkpoints" / "00000005.pt", {**state, "best": 99.0})
+    train(config, resume="auto")
+
+    assert final(directory)["best"] == 99.0
+    assert not (directory / "checkpoints" / "best.pt").exists()
+
+
+def test_same_seed_same_run_other_seed_other_run(
+    straight: Path, make_config: Callable[..., Config], same: Same
+) -> None:
+    again = train(make_config("run.name=again", "data.workers=2"))
+    other = train(make_config("run.name=other", "run.seed=1"))
+
+    assert log(again.directory) == log(straight)
+    assert same(final(again.directory), final(straight))
+    assert not same(final(other.directory)["student"], final(straight)["student"])
+
+
+def test_other_settings_are_announced_and_used(
+    straight: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("optim.weight_decay=0.3", "run.log_every=2")
+    interrupted(straight, Path(config.run.output) / config.run.name, 4)
+    summary = train(config, resume="auto")
+
+    printed = capsys.readouterr().out
+    assert "optim.weight_decay: 0.01 -> 0.3" in printed
+    assert "log_every" not in printed
+    assert final(summary.directory)["optimizer"]["param_groups"][0]["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("override", ["model.decoder_width=8", "model.aux_layer=null", "threshold.queue_length=7"])
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    override: str, straight: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(override, "run.name=other")
+    path = str(straight / "checkpoints" / "00000004.pt")
+    with pytest.raises(UserError, match="does not fit this configuration") as caught:
+        train(config, resume=path)
+    assert "\n" not in str(caught.value)
+
+
+def environment() -> dict[str, str]:
+    """For a process of its own: this repository's package, one thread."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def terminate_in_the_middle(arguments: list[str], log_file: Path, lines: int) -> subprocess.CompletedProcess[str]:
+    """Start a real training process; SIGTERM once the log has so many lines."""
+    command = [sys.executable, "-m", "cosa_fast.train", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=log_file.anchor
+    ) as process:
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline:
+            if log_file.is_file() and log_file.read_bytes().count(b"\n") >= lines:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(
+    make_config: Callable[..., Config], tmp_path: Path, same: Same
+) -> None:
+    long = ("optim.iterations=60", "optim.cotrain_after=10", "teacher.scales=[1.0]", "data.workers=1")
+    config = make_config(*long, "run.name=stopped")
+    directory = Path(config.run.output) / "stopped"
+    file = tmp_path / "stopped.yaml"
+    file.write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
+
+    stopped = terminate_in_the_middle([str(file)], directory / "log.jsonl", lines=15)
+
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped by a signal at iteration" in stopped.stdout
+    newest = checkpoint.latest(directory / "checkpoints")
+    assert newest is not None
+    assert 15 <= int(newest.stem) < 60
+    assert not (directory / "results.json").exists()
+    assert not list((directory / "checkpoints").glob(".*"))
+
+    assert main([str(file), "--resume", "auto"]) == 0
+    reference = train(make_config(*long, "run.name=reference"))
+    assert same(final(directory), final(reference.directory))
+    assert log(directory) == log(reference.directory)
+    assert (directory / "results.json").exists()
