@@ -1,4 +1,5 @@
-"""The one exception for mistakes that a user can cause and mend. A leaf module: anything may import it."""
+"""Mistakes that a user can cause and mend: their exception, and the wording that all of them share. Anything may import
+this file; it imports nothing of the project."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -20,3 +21,10 @@ def hint(name: str, known: Collection[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" (did you mean {lowered[match[0]]!r}?)" if match else ""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an exception's message, at most `limit` characters of it; its type's name if it has none."""
+    lines = str(error).strip().splitlines()
+    line = " ".join(lines[0].split()) if lines else type(error).__name__
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

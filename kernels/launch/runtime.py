@@ -99,6 +99,11 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def configure(kernel: str, size: int, device: torch.device) -> Configuration:
+    """What the table has for `kernel` at `size` (classes, channels or elements) on a device."""
+    return configuration(kernel, size, architecture(device))
+
+
 def run_best(name: str, size: int, device: torch.device, run: Callable[[Configuration], None]) -> None:
     """Run a launcher with the configuration of the table for kernel `name` at `size` (classes, channels or elements).
 

@@ -177,7 +177,7 @@ def test_encoder_compiles_without_graph_breaks():
 
 
 def test_importing_the_model_works_in_a_fresh_process_whatever_torchvision_is_installed():
-    script = "import cosa_fast.model, torchvision.transforms, timm; print(timm.__name__)"
+    script = "import cosa_fast.network.model, torchvision.transforms, timm; print(timm.__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "timm\n", done.stderr
 

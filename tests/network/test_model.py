@@ -118,7 +118,7 @@ def test_cnn_with_its_own_auxiliary_width():
 
 
 def test_one_line_tells_what_was_built(caplog):
-    with caplog.at_level("INFO", logger="cosa_fast.network.model"):
+    with caplog.at_level("INFO", logger="cosa_fast.network.build"):
         make(backbone="tf_efficientnet_lite0")
     [line] = caplog.messages
     assert line == ("tf_efficientnet_lite0: random weights; stride 16, width 1280, auxiliary layer stage 3 (width 112)")

@@ -54,7 +54,7 @@ def test_real_weights_load_fully(backbone, file, report, caplog):
     path = SHARED / "weights" / file
     if not path.exists():
         pytest.skip(f"no {path}: set COSA_SHARED to the folder with the shared weights")
-    with caplog.at_level("INFO", logger="cosa_fast.network.model"):
+    with caplog.at_level("INFO", logger="cosa_fast.network.build"):
         model = make(path, backbone=backbone)
     assert report in caplog.messages[0]
     given, loaded = read_state(path), model.encoder.backbone.state_dict()
@@ -212,7 +212,7 @@ def test_own_naming_of_the_whole_network_is_taken_as_well():
 def test_whole_network_file_as_model_weights_loads_heads_too(tmp_path, caplog):
     donor = make()
     torch.save({"student": make().state_dict(), "teacher": official_state(donor)}, tmp_path / "best.pth")
-    with caplog.at_level("INFO", logger="cosa_fast.network.model"):
+    with caplog.at_level("INFO", logger="cosa_fast.network.build"):
         model = make(tmp_path / "best.pth")
     assert_same_state(model, donor)
     assert "whole network" in caplog.messages[-1]
@@ -277,7 +277,7 @@ def test_cached_hub_weights_load_offline_and_a_changed_architecture_is_refused(h
     save_file(donor.state_dict(), snapshot / "model.safetensors")
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(snapshot.name)
-    with caplog.at_level("INFO", logger="cosa_fast.network.model"):
+    with caplog.at_level("INFO", logger="cosa_fast.network.build"):
         backbone = make("hub").encoder.backbone
     assert "tensors from the hub; stride 16" in caplog.messages[-1]
     assert all(torch.equal(value, donor.state_dict()[key]) for key, value in backbone.state_dict().items())
