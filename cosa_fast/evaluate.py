@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import evaluate_network
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.files import write_json
 from cosa_fast.run.data import Pipeline, choose_pipeline, loading
 
 # The rest of the configuration shaped the weights; changing it here would change nothing, silently.
@@ -149,15 +148,10 @@ def _write_json(path: Path, checkpoint: str, iteration: int, config: Config, res
     for name, result in results.items():
         record[name] = {
             "images": result.images,
-            "summary": _without_nan(result.summary()),
-            "per_class": {key: _without_nan(values) for key, values in result.per_class().items()},
+            "summary": result.summary(),
+            "per_class": result.per_class(),
         }
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: null stands for a class without IoU."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    write_json(path, record)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
 
@@ -40,7 +40,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         state = torch.load(path, map_location=device, weights_only=True)
     # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
     except Exception as error:
-        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({_first_line(error)})") from error
+        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
     return state
@@ -65,7 +65,3 @@ def _thresholds(config: Config, state: dict[str, Any]) -> tuple[float | None, fl
         return config.threshold.value, config.threshold.value_aux
     values = [float(item["value"]) for item in state["thresholds"]]
     return values[0], values[1]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]

@@ -1,7 +1,6 @@
 """A whole run: data, the loop around the engine's step, log, checkpoints, evaluation, and every way in which a run
 can end."""
 
-import json
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -21,9 +20,10 @@ from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.engine.flops import step_flops
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
-from cosa_fast.errors import QuietError, UserError
+from cosa_fast.errors import QuietError, UserError, first_line
 from cosa_fast.evaluation.evaluator import EvalResult, evaluate_network
 from cosa_fast.evaluation.networks import load, load_networks
+from cosa_fast.files import write_json, write_text
 from cosa_fast.network.model import CoSANet
 from cosa_fast.pictures.gallery import gallery
 from cosa_fast.run import checkpoint, manifest
@@ -111,8 +111,9 @@ class _Run:
         try:
             self.engine.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{self.directory}: the checkpoint does not fit this configuration ({reason})") from error
+            raise UserError(
+                f"{self.directory}: the checkpoint does not fit this configuration ({first_line(error)})"
+            ) from error
         self.best = float(state["best"])
         self.pipeline_before = state.get("pipeline", "torch")  # before DALI there was no other
 
@@ -158,7 +159,7 @@ class _Run:
 
     def _describe(self) -> None:
         text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False, allow_unicode=True)
-        (self.directory / "config.yaml").write_text(text, encoding="utf-8")
+        write_text(self.directory / "config.yaml", text)
         extra = {
             "iteration": self.engine.iteration,
             "data_fingerprint": self.training_set.fingerprint(),
@@ -315,8 +316,7 @@ class _Run:
 def finish(summary: Summary, config: Config) -> None:
     """Leave the last evaluation beside the run: results.json, and gallery.png with pictures of the teacher's view."""
     figures = {name: result.summary() for name, result in summary.results.items()}
-    text = json.dumps({"iteration": summary.iteration, **figures}, indent=2)
-    (summary.directory / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_json(summary.directory / "results.json", {"iteration": summary.iteration, **figures})
     networks = load_networks(checkpoint.latest(summary.directory / "checkpoints") or "")
     gallery(networks, open_datasets(config)[1], summary.directory / "gallery.png", GALLERY_IMAGES)
 

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,8 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import FORMAT, load, load_networks
 from cosa_fast.run import checkpoint
-
-
-class Unwritable:
-    """Fails in the middle of being written, as a full disk would."""
-
-    def __reduce__(self) -> str:
-        raise OSError("no space left on device")
 
 
 class Foreign:
@@ -35,20 +30,26 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "00000001.pt"
     checkpoint.save(path, {"iteration": 1, "weights": torch.arange(3.0)})
 
-    state = checkpoint.load(path)
+    state = load(path)
     assert state["iteration"] == 1
     assert torch.equal(state["weights"], torch.arange(3.0))
     assert [file.name for file in path.parent.iterdir()] == ["00000001.pt"]
 
 
-def test_a_failing_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_old_file_stays_whole(tmp_path: Path) -> None:
+    """Bounded file sizes fail as a full disk does: in the middle of a write."""
     path = tmp_path / "best.pt"
     checkpoint.save(path, {"iteration": 1})
     content = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^checkpoint .*best\.pt: cannot be written \(.*--resume auto$") as caught:
+            checkpoint.save(path, {"weights": torch.zeros(1 << 16), "iteration": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    with pytest.raises(UserError, match="no space"):
-        checkpoint.save(path, {"weights": torch.zeros(1000), "iteration": 2, "bad": Unwritable()})
-
+    assert "File too large" in str(caught.value)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -92,7 +93,7 @@ def test_a_file_that_is_no_checkpoint_is_an_error_of_one_line(content: bytes, tm
     path = tmp_path / "some.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"some\.pt") as caught:
-        checkpoint.load(path)
+        load(path)
     assert "\n" not in str(caught.value)
 
 
@@ -103,7 +104,7 @@ def test_a_truncated_checkpoint_is_an_error(share: float, tmp_path: Path) -> Non
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UserError, match=r"cut\.pt"):
-        checkpoint.load(path)
+        load(path)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -116,7 +117,7 @@ def test_a_damaged_archive_is_an_error(seed: int, tmp_path: Path) -> None:
             garbage = b"\x80\x02" + random.Random(seed).randbytes(100)
             target.writestr(name, garbage if name.endswith("data.pkl") else source.read(name))
     with pytest.raises(UserError, match=r"damaged\.pt") as caught:
-        checkpoint.load(path)
+        load(path)
     assert "\n" not in str(caught.value)
 
 
@@ -125,21 +126,21 @@ def test_foreign_torch_files_are_told_apart(tmp_path: Path) -> None:
     for content in ({"conv.weight": torch.zeros(2)}, [torch.zeros(2)], {"format": 99}):
         torch.save(content, path)
         with pytest.raises(UserError, match="not a cosa_fast checkpoint"):
-            checkpoint.load(path)
+            load(path)
 
 
 def test_objects_are_never_built_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "objects.pt"
-    torch.save({"format": checkpoint.FORMAT, "student": Foreign()}, path)
+    torch.save({"format": FORMAT, "student": Foreign()}, path)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(path)
+        load(path)
 
 
 def test_a_missing_file_says_where_checkpoints_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; checkpoints are in"):
-        checkpoint.load(tmp_path / "none.pt")
+        load(tmp_path / "none.pt")
     with pytest.raises(UserError, match="no such file"):
-        checkpoint.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("overrides", [(), ("model.aux_layer=null", "threshold.mode=fixed")])
@@ -157,7 +158,7 @@ def test_loaded_networks_give_the_engine_s_outputs(
     extra = {"config": config_to_dict(engine.config), "classes": classes, "best": 0.0}
     checkpoint.save(tmp_path / "00000002.pt", {**engine.state_dict(), **extra})
 
-    networks = checkpoint.load_networks(tmp_path / "00000002.pt")
+    networks = load_networks(tmp_path / "00000002.pt")
 
     assert (networks.iteration, networks.classes) == (2, tuple(classes))
     assert networks.thresholds == (
@@ -186,9 +187,7 @@ def test_networks_do_not_ask_for_the_backbone_s_own_weights(
     extra = {"config": values, "classes": list("abcde"), "best": 0.0}
     checkpoint.save(tmp_path / "1.pt", {**engine.state_dict(), **extra})
 
-    assert torch.equal(
-        checkpoint.load_networks(tmp_path / "1.pt").student.classifier.weight, engine.student.classifier.weight
-    )
+    assert torch.equal(load_networks(tmp_path / "1.pt").student.classifier.weight, engine.student.classifier.weight)
 
 
 def test_thresholds_are_unknown_before_cotraining_and_with_bands(
@@ -200,4 +199,4 @@ def test_thresholds_are_unknown_before_cotraining_and_with_bands(
         engine.step(batches[0])
         extra = {"config": config_to_dict(engine.config), "classes": list("abcde"), "best": 0.0}
         checkpoint.save(tmp_path / "1.pt", {**engine.state_dict(), **extra})
-        assert checkpoint.load_networks(tmp_path / "1.pt").thresholds == (None, None)
+        assert load_networks(tmp_path / "1.pt").thresholds == (None, None)

@@ -12,6 +12,7 @@ import torch
 
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 from cosa_fast.run.data import choose_pipeline, open_datasets, open_pipeline
 from cosa_fast.run.training import train
@@ -37,7 +38,7 @@ def manifest_of(config: Config) -> dict[str, Any]:
 
 def checkpoint_of(config: Config, iteration: int) -> dict[str, Any]:
     folder = Path(config.run.output) / config.run.name / "checkpoints"
-    state = checkpoint.load(checkpoint.numbered_path(folder, iteration))
+    state = load(checkpoint.numbered_path(folder, iteration))
     return {key: value for key, value in state.items() if key != "config"}
 
 

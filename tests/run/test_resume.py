@@ -18,6 +18,7 @@ import yaml
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 from cosa_fast.run.training import train
 from cosa_fast.train import main
@@ -38,7 +39,7 @@ def final(directory: Path) -> dict[str, Any]:
     """The newest checkpoint, without the settings and names of the run."""
     path = checkpoint.latest(directory / "checkpoints")
     assert path is not None
-    return {key: value for key, value in checkpoint.load(path).items() if key != "config"}
+    return {key: value for key, value in load(path).items() if key != "config"}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_the_best_score_is_remembered(straight: Path, make_config: Callable[...,
     """A worse evaluation after the resumption must not replace best.pt."""
     config = make_config()
     directory = Path(config.run.output) / config.run.name
-    state = checkpoint.load(straight / "checkpoints" / "00000005.pt")
+    state = load(straight / "checkpoints" / "00000005.pt")
     checkpoint.save(directory / "checkpoints" / "00000005.pt", {**state, "best": 99.0})
     train(config, resume="auto")
 

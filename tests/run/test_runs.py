@@ -22,7 +22,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.views.parameters import image_index
 from cosa_fast.errors import UserError
-from cosa_fast.run import checkpoint
+from cosa_fast.evaluation.networks import load, load_networks
 from cosa_fast.run.training import train
 from cosa_fast.train import main
 
@@ -128,7 +128,7 @@ def test_last_checkpoints_and_the_best_are_kept(run: tuple[Path, Config]) -> Non
     names = {path.name for path in (run[0] / "checkpoints").iterdir()}
     assert names == {"00000004.pt", "00000006.pt", "best.pt"}
     scores = {line["iteration"]: line["seg_label_free"] for line in records(run[0], "eval_teacher")}
-    assert scores[checkpoint.load(run[0] / "checkpoints" / "best.pt")["iteration"]] == max(scores.values())
+    assert scores[load(run[0] / "checkpoints" / "best.pt")["iteration"]] == max(scores.values())
 
 
 def test_results_and_gallery_are_there_at_the_end(run: tuple[Path, Config]) -> None:
@@ -142,7 +142,7 @@ def test_results_and_gallery_are_there_at_the_end(run: tuple[Path, Config]) -> N
 
 
 def test_loaded_networks_of_a_run_evaluate(run: tuple[Path, Config]) -> None:
-    networks = checkpoint.load_networks(run[0] / "checkpoints" / "best.pt")
+    networks = load_networks(run[0] / "checkpoints" / "best.pt")
     assert networks.config.loss.alpha == 0.7
     assert networks.thresholds[0] is not None
 
@@ -224,12 +224,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_good_checkpoint(
     assert captured.err.count("\n") == 1
     path = tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt"
     assert str(path) in captured.err
-    state, expected = checkpoint.load(path), checkpoint.load(good.directory / "checkpoints" / "00000003.pt")
+    state, expected = load(path), load(good.directory / "checkpoints" / "00000003.pt")
     assert all(torch.isfinite(tensor).all() for tensor in tensors(state) if tensor.is_floating_point())
     assert all(same(state[key], expected[key]) for key in ("iteration", "student", "teacher", "thresholds"))
 
     resumed = train(make_config("run.name=resumed"), resume=str(path))
-    final = [checkpoint.load(s.directory / "checkpoints" / "00000006.pt")["student"] for s in (good, resumed)]
+    final = [load(s.directory / "checkpoints" / "00000006.pt")["student"] for s in (good, resumed)]
     assert same(*final)
 
 
@@ -237,7 +237,7 @@ def test_an_exploding_learning_rate_names_iteration_and_remedy(make_config: Make
     with pytest.raises(UserError, match=r"iteration \d: cls is not finite; .*lower optim.lr") as caught:
         train(make_config("optim.lr=1e30", "optim.warmup=0"))
     assert "\n" not in str(caught.value)
-    state = checkpoint.load(tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt")
+    state = load(tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt")
     assert all(torch.isfinite(tensor).all() for tensor in tensors(state) if tensor.is_floating_point())
 
 
@@ -264,7 +264,7 @@ def test_an_unreadable_image_in_the_middle_ends_with_its_name_and_a_checkpoint(
     assert captured.err.startswith("error: ")
     assert str(image) in captured.err
     assert captured.err.count("\n") == 1
-    assert checkpoint.load(tmp_path / "runs" / "tiny" / "checkpoints" / "00000002.pt")["iteration"] == 2
+    assert load(tmp_path / "runs" / "tiny" / "checkpoints" / "00000002.pt")["iteration"] == 2
     # The order of the data is kept: with the image whole again the run goes on.
     shutil.copy(data_root / "JPEGImages" / image.name, image)
     assert train(config, resume="auto").iteration == 6
