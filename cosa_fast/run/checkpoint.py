@@ -1,6 +1,5 @@
-"""Checkpoints: written aside and renamed, read with weights_only, rotated; and the networks that one holds."""
+"""The files of checkpoints: saved whole, rotated. evaluation/networks.py reads them."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from cosa_fast.evaluation.networks import FORMAT
 from cosa_fast.files import written_aside
+from cosa_fast.run.folder import RunFolder
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -24,22 +24,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def latest(directory: Path) -> Path | None:
-    """The checkpoint of the highest iteration in a run's checkpoint folder."""
-    numbered = _numbered(directory)
+def latest(folder: RunFolder) -> Path | None:
+    """The checkpoint of the highest iteration; None where there is none."""
+    numbered = folder.numbered()
     return numbered[-1] if numbered else None
 
 
-def rotate(directory: Path, keep: int) -> None:
-    """Delete all but the last `keep` numbered checkpoints; best.pt and others stay."""
-    for path in _numbered(directory)[:-keep]:
+def rotate(folder: RunFolder, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints by iteration; best.pt and others stay."""
+    for path in folder.numbered()[:-keep]:
         path.unlink()
-
-
-def numbered_path(directory: Path, iteration: int) -> Path:
-    """Where the checkpoint of an iteration is kept."""
-    return directory / f"{iteration:08d}.pt"
-
-
-def _numbered(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("*.pt") if re.fullmatch(r"\d+\.pt", path.name))

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit
 
 
 def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, Any]:
-    """The manifest as a dictionary; `extra` is added as it is (data fingerprint, counts)."""
+    """The manifest as a dictionary; `extra` is added to it (data fingerprint, counts)."""
     return {
         "cosa_fast": cosa_fast.__version__,
         "commit": commit(),
@@ -32,7 +32,7 @@ def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, An
 
 
 def write(path: Path, manifest: dict[str, Any]) -> None:
-    """Describe a run by its last start; what the file said of earlier starts is kept under "before"."""
+    """Write the manifest of this start; those of earlier ones, which the file holds, go under "before"."""
     before = read_json(path) if path.is_file() else None
     if before is not None:
         manifest = {**manifest, "before": [*before.pop("before", []), before]}

@@ -24,6 +24,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 from cosa_fast.run.data import augmentation
+from cosa_fast.run.folder import RunFolder
 
 CLASSES = 5  # of the tiny data set
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -119,7 +120,7 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not checkpoint.latest(run / "checkpoints") and time.monotonic() < deadline:
+    while not checkpoint.latest(RunFolder(run)) and time.monotonic() < deadline:
         time.sleep(0.2)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -127,7 +128,7 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
     assert process.returncode != 0
     assert "another process of this run has ended" in output, output
     assert "go on with --resume auto" in output
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(RunFolder(run))
     assert newest is not None
     load(newest)
 
@@ -147,7 +148,7 @@ def test_sigterm_saves_once_for_all_ranks(make_config: Callable[..., Config], tm
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert output.count("stopped by a signal at iteration") == 1, output
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(RunFolder(run))
     assert newest is not None
     assert load(newest)["iteration"] == int(newest.stem)
 
