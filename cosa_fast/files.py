@@ -1,8 +1,8 @@
-"""Looking up, reading and writing small files, with errors a user understands."""
+"""Reading and writing small files, with errors a user understands."""
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,21 +54,3 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-
-
-def file_names(folder: Path) -> set[str]:
-    """The names in a folder; none if it does not exist."""
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-
-
-def require_files(images: Sequence[Path], source: Path) -> None:
-    """UserError if a listed image is not there. Lists each folder once: far cheaper than a look-up per file on a
-    network disk.
-    """
-    present = {folder: file_names(folder) for folder in {image.parent for image in images}}
-    missing = [image for image in images if image.name not in present[image.parent]]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of {len(images)} listed images are missing, first {missing[0]}; "
-            "restore them or take them off the list"
-        )

@@ -55,7 +55,7 @@ class Samples:
             lambda index: read_file(self.dataset, index, self.by_pil),
         )
         parameters = draw(self.seed, position, file.size, self.config)
-        truth = render_mask(self.dataset.mask(index), parameters, self.config) if self.with_truth else None
+        truth = render_mask(self.dataset.mask(index, file.size), parameters, self.config) if self.with_truth else None
         return Sample(
             file=file,
             id=self.dataset.ids[index],
