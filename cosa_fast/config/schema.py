@@ -43,8 +43,8 @@ class DataConfig(AugmentConfig):
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
-    counted from the end (None: no auxiliary head). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`, for
-    small GPUs: ON's backbone computes its blocks again in the backward pass instead of keeping what is inside."""
+    counted from the end (None: no auxiliary head). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on
+    small GPUs ON's backbone computes its blocks again in the backward pass instead of keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
