@@ -1,9 +1,9 @@
-"""Looking up, reading and writing small files, with errors a user understands."""
+"""Reading and writing small files, with errors a user understands."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,21 +85,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def file_names(folder: Path) -> set[str]:
-    """The names in a folder; none if it does not exist."""
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-
-
-def require_files(images: Sequence[Path], source: Path) -> None:
-    """UserError if a listed image is not there. Lists each folder once: far cheaper than a look-up per file on a
-    network disk.
-    """
-    present = {folder: file_names(folder) for folder in {image.parent for image in images}}
-    missing = [image for image in images if image.name not in present[image.parent]]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of {len(images)} listed images are missing, first {missing[0]}; "
-            "restore them or take them off the list"
-        )

@@ -26,7 +26,7 @@ from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import Evaluator
 from cosa_fast.run import manifest
-from cosa_fast.run.data import augmentation, open_datasets
+from cosa_fast.run.data import open_datasets
 
 PRECISIONS = ("fp32", "bf16")
 TERMS = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux")
@@ -40,9 +40,7 @@ def train_both(config: Config, dataset: ImageDataset, device: torch.device) -> t
         for name in PRECISIONS
     }
     stream = iter(
-        TorchPipeline(
-            dataset, augmentation(config), config.optim.batch_size, config.run.seed, workers=config.data.workers
-        )
+        TorchPipeline(dataset, config.data, config.optim.batch_size, config.run.seed, workers=config.data.workers)
     )
     curves: Curves = {name: [] for name in PRECISIONS}
     for iteration in range(1, config.optim.iterations + 1):

@@ -23,7 +23,6 @@ from cosa_fast.distributed import Ranks
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
-from cosa_fast.run.data import augmentation
 from cosa_fast.run.folder import RunFolder
 
 CLASSES = 5  # of the tiny data set
@@ -39,7 +38,7 @@ def torchrun(ranks: int, *command: str) -> list[str]:
 def uneven_batches(config: Config, count: int) -> list[dict[str, Any]]:
     """Batches of four whose images have very different numbers of valid pixels."""
     dataset = open_dataset("voc", config.data.root, "train")
-    stream = iter(TorchPipeline(dataset, augmentation(config), 4, seed=3))
+    stream = iter(TorchPipeline(dataset, config.data, 4, seed=3))
     values = []
     for _ in range(count):
         batch = next(stream)
@@ -163,7 +162,7 @@ def test_ranks_together_see_what_one_sees(make_config: Callable[..., Config]) ->
     dataset = open_dataset("voc", config.data.root, "train")
 
     def first_two(rank: int, ranks: int) -> list[Batch]:
-        stream = iter(TorchPipeline(dataset, augmentation(config), 6, seed=1, start=6, rank=rank, ranks=ranks))
+        stream = iter(TorchPipeline(dataset, config.data, 6, seed=1, start=6, rank=rank, ranks=ranks))
         return [next(stream) for _ in range(2)]
 
     alone = first_two(0, 1)

@@ -16,7 +16,6 @@ from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.engine.plain import Engine
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
-from cosa_fast.run.data import augmentation
 
 SHARED = Path(os.environ.get("COSA_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 WEIGHTS = SHARED / "weights" / "deit_small_patch16_224_saliency_fp16.safetensors"
@@ -48,7 +47,7 @@ def run(engine: Engine, iterations: int) -> list[dict[str, float]]:
     config = engine.config
     dataset = open_dataset("voc", config.data.root, "train_aug")
     start = engine.iteration * config.optim.batch_size
-    stream = iter(TorchPipeline(dataset, augmentation(config), config.optim.batch_size, config.run.seed, start=start))
+    stream = iter(TorchPipeline(dataset, config.data, config.optim.batch_size, config.run.seed, start=start))
     return [{name: float(v) for name, v in engine.step(next(stream)).items()} for _ in range(iterations)]
 
 
