@@ -15,7 +15,7 @@ resample: bilinear resampling, of whole maps or of the few pixels that a reducti
 common: what several of these share
 """
 
-from .cams import MIN_MAX_EPSILON, category_type, fuse_cams
+from .cams import MIN_MAX_EPSILON, category_type, class_maps, fuse_cams
 from .contrastive import ZERO_NORM, contrastive_separation
 from .cross_entropy import perplexity, pseudo_labels, raw_cross_entropy
 from .dense import bilateral_filter, dense_energy
@@ -29,6 +29,7 @@ __all__ = [
     "adamw_ema_",
     "bilateral_filter",
     "category_type",
+    "class_maps",
     "contrastive_separation",
     "dense_energy",
     "fit_mixture",

@@ -23,32 +23,52 @@ def category_type(num_classes: int) -> torch.dtype:
 def fuse_cams(
     cams: Sequence[Tensor], image_labels: Tensor, size: tuple[int, int], valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """ν and ŷ of METHOD section 3: flip-max, ReLU, sum over scales, min–max over valid pixels, max over classes."""
+    """ν and ŷ of METHOD section 3: the largest of the present classes' maps M', and the class that it belongs to."""
     classes, filled = present_slots(image_labels)
     image, slot = filled.nonzero(as_tuple=True)
-    fused = _fuse_scales(cams, image, classes[image, slot], size)  # (pairs, H, W)
-    inside = torch.ones(len(filled), *size, dtype=torch.bool, device=fused.device) if valid is None else valid
-    scores = fused.new_full((*filled.shape, *size), -1.0)
-    scores[image, slot] = _min_max(fused, inside[image])
-    confidence, best = scores.max(dim=1)  # ties go to the lowest class
+    maps = class_maps(cams, len(filled), image, classes[image, slot], size, valid)
+    by_slot = maps.new_full((*filled.shape, *size), -1.0)
+    by_slot[image, slot] = maps
+    confidence, best = by_slot.max(dim=1)  # ties go to the lowest class
     category = classes.gather(1, best.flatten(1)).view_as(best) + 1
-    empty = ~inside | ~filled.any(1)[:, None, None]
+    empty = ~filled.any(1)[:, None, None]
+    if valid is not None:
+        empty = empty | ~valid
     return confidence.masked_fill(empty, 0), category.masked_fill(empty, 0).to(category_type(image_labels.shape[1]))
 
 
-def _fuse_scales(cams: Sequence[Tensor], image: Tensor, category: Tensor, size: tuple[int, int]) -> Tensor:
-    """Σ_s relu(max(CAM_s, flipped back CAM_s)) on the full grid for the given (image, class) pairs: (pairs, H, W)."""
-    fused = real(cams[0]).new_zeros(len(image), *size)
+def class_maps(
+    cams: Sequence[Tensor],
+    images: int,
+    image: Tensor,
+    category: Tensor,
+    size: tuple[int, int],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """M' of METHOD section 3 before its maximum over classes: flip-max, ReLU, sum over scales, then
+    (x − min) / (max − min + 1e-5) with the extremes of each map.
+
+    Args:
+        cams: per scale (2·images, C, h_s, w_s) raw CAMs, the second half computed on the flipped images; or
+            (images, C, h_s, w_s), without flips.
+        images: how many there are.
+        image, category: (P,) int64, the pairs of an image and a class, in 0..images−1 and 0..C−1, that are wanted.
+        size: (H, W).
+        valid: (images, H, W) bool: the pixels whose extremes count; None: all. Maps are computed on the others, too.
+
+    Returns:
+        (P, H, W) float32, or float64 for float64 CAMs; in [0, 1] at the valid pixels.
+    """
+    maps = real(cams[0]).new_zeros(len(image), *size)
     for cam in cams:
-        plain = real(cam[image, category])
-        flipped = real(cam[len(cam) // 2 + image, category]).flip(-1)
-        plain, flipped = (resize(maps[:, None], size)[:, 0] for maps in (plain, flipped))
-        fused += torch.maximum(plain, flipped).relu()
-    return fused
-
-
-def _min_max(maps: Tensor, inside: Tensor) -> Tensor:
-    """(x − min) / (max − min + 1e-5) of each (H, W) map with the extremes of the pixels inside."""
-    low = maps.masked_fill(~inside, torch.inf).amin((1, 2), keepdim=True)
-    high = maps.masked_fill(~inside, -torch.inf).amax((1, 2), keepdim=True)
+        rows = resize(real(cam[image, category])[:, None], size)
+        if len(cam) > images:
+            flipped = resize(real(cam[images + image, category]).flip(-1)[:, None], size)
+            rows = torch.maximum(rows, flipped)
+        maps += rows[:, 0].relu()
+    low, high = maps, maps
+    if valid is not None:
+        outside = ~valid[image]
+        low, high = maps.masked_fill(outside, torch.inf), maps.masked_fill(outside, -torch.inf)
+    low, high = low.amin((1, 2), keepdim=True), high.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low + MIN_MAX_EPSILON)
