@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IGNORE_INDEX = 255
@@ -38,7 +38,9 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) of the upright image, from the file's header alone. UserError as in `read_image`."""
+    """(height, width) of the upright image. Of a JPEG file nothing is read but its head. UserError as in `read_image`,
+    as far as the head shows it.
+    """
     with opened(path, data) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
@@ -119,8 +121,7 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise UserError(f"{path}: not an image that PIL can read; {_REMEDY}") from None
     except Exception as error:  # decoders fail with OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {_REMEDY}") from None
 
 
 def _missing(path: Path) -> str:
