@@ -63,7 +63,7 @@ def plain_jpeg_size(path: Path, data: bytes) -> tuple[int, int] | None:
 
 
 def lossless(image: Image.Image) -> bytes:
-    """An RGB image as a file whose decoding is a mere copy."""
+    """An RGB image as a BMP file, from which decoding gets the same pixels."""
     stream = BytesIO()
     image.save(stream, "BMP")
     return stream.getvalue()
