@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import architecture, ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import architecture, ceil_div, configure, launch, strides, tl, triton_jit, use_triton
 from .validation import TensorChecks, check_number
 
 # Rows of pixels further away than this many σ_xy weigh less than e^-50: nothing in float32.
@@ -144,39 +143,33 @@ def run_filter(
     −Σ V·A(V)·gate/B."""
     batch, channels, height, width = values.shape
     scale = math.sqrt(0.5 / math.log(2))  # exp(−½·d²) = 2^−(scale·d)²
-    results = [out]
-
-    def run(configuration: Configuration) -> None:
-        blocks = configuration.blocks
-        grid = (ceil_div(height * width, blocks["BLOCK_I"]), batch, ceil_div(channels, blocks["BLOCK_K"]))
-        partial = None
-        if gate is not None:
-            partial = torch.empty((batch, grid[2], grid[0]), dtype=torch.float32, device=values.device)
-            results[:] = [partial]
-        launch(
-            _filter_kernel,
-            grid,
-            configuration,
-            values_ptr=values,
-            guide_ptr=guide,
-            gate_ptr=gate,
-            out_ptr=out,
-            partial_ptr=partial,
-            channels=channels,
-            height=height,
-            width=width,
-            reach=min(math.ceil(REACH * sigma_xy), height),
-            scale_xy=scale / sigma_xy,
-            scale_rgb=scale / sigma_rgb,
-            share=1 / batch,
-            **strides("values_stride", values),
-            **strides("guide_stride", guide),
-            **(strides("gate_stride", gate) if gate is not None else dict.fromkeys(GATE_STRIDES, 0)),
-            SPLIT=not architecture(values.device).startswith("gfx"),
-        )
-
-    run_best("bilateral_filter", channels, values.device, run)
-    return results[0]
+    chosen = configure("bilateral_filter", channels, values.device)
+    grid = (ceil_div(height * width, chosen.blocks["BLOCK_I"]), batch, ceil_div(channels, chosen.blocks["BLOCK_K"]))
+    partial = None
+    if gate is not None:
+        partial = torch.empty((batch, grid[2], grid[0]), dtype=torch.float32, device=values.device)
+    launch(
+        _filter_kernel,
+        grid,
+        chosen,
+        values_ptr=values,
+        guide_ptr=guide,
+        gate_ptr=gate,
+        out_ptr=out,
+        partial_ptr=partial,
+        channels=channels,
+        height=height,
+        width=width,
+        reach=min(math.ceil(REACH * sigma_xy), height),
+        scale_xy=scale / sigma_xy,
+        scale_rgb=scale / sigma_rgb,
+        share=1 / batch,
+        **strides("values_stride", values),
+        **strides("guide_stride", guide),
+        **(strides("gate_stride", gate) if gate is not None else dict.fromkeys(GATE_STRIDES, 0)),
+        SPLIT=not architecture(values.device).startswith("gfx"),
+    )
+    return out if partial is None else partial
 
 
 @torch.library.custom_op("cosa_fast::bilateral_filter", mutates_args=())

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .bilateral_filter import run_filter
-from .launch.runtime import ceil_div, launch, run_best, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import ceil_div, configure, launch, tl, triton_jit, use_triton
 from .validation import TensorChecks, check_number
 
 
@@ -35,19 +34,9 @@ def _backward_kernel(
 
 
 def _run_backward(gradient: Tensor, gated: Tensor, out: Tensor) -> None:
-    def run(configuration: Configuration) -> None:
-        grid = (ceil_div(out.numel(), configuration.blocks["BLOCK"]),)
-        launch(
-            _backward_kernel,
-            grid,
-            configuration,
-            gradient_ptr=gradient,
-            gated_ptr=gated,
-            out_ptr=out,
-            size=out.numel(),
-        )
-
-    run_best("dense_energy_backward", out.numel(), out.device, run)
+    chosen = configure("dense_energy_backward", out.numel(), out.device)
+    grid = (ceil_div(out.numel(), chosen.blocks["BLOCK"]),)
+    launch(_backward_kernel, grid, chosen, gradient_ptr=gradient, gated_ptr=gated, out_ptr=out, size=out.numel())
 
 
 @torch.library.custom_op("cosa_fast::dense_energy", mutates_args=())

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import launch, run_best, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import configure, launch, tl, triton_jit, use_triton
 from .reference.mixture import GAP_DENSITY, MAX_ITERATIONS, MIN_WEIGHT, TOLERANCE
 from .validation import TensorChecks, check_number, check_pair, fail
 
@@ -302,32 +301,28 @@ def _run(
     threshold: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
     bins = len(histogram)
-
-    def run(configuration: Configuration) -> None:
-        launch(
-            _fit_mixture_kernel,
-            (1,),
-            configuration,
-            histogram_ptr=histogram,
-            state_ptr=state,
-            threshold_ptr=threshold,
-            out_ptr=out,
-            bins=bins,
-            # In float64, as a centre may equal the floor, which the kernel would only get in float32.
-            first_bin=bisect_right(range(bins), floor, key=lambda index: (index + 0.5) / bins),
-            histogram_stride=histogram.stride(0),
-            state_stride=1 if state is None else state.stride(0),
-            low=low,
-            high=high,
-            middle=(low + high) / 2,
-            smoothing=smoothing,
-            MAX_ITERATIONS=MAX_ITERATIONS,
-            TOLERANCE=TOLERANCE,
-            MIN_WEIGHT=MIN_WEIGHT,
-            GAP_DENSITY=GAP_DENSITY,
-        )
-
-    run_best("fit_mixture", bins, histogram.device, run)
+    launch(
+        _fit_mixture_kernel,
+        (1,),
+        configure("fit_mixture", bins, histogram.device),
+        histogram_ptr=histogram,
+        state_ptr=state,
+        threshold_ptr=threshold,
+        out_ptr=out,
+        bins=bins,
+        # In float64, as a centre may equal the floor, which the kernel would only get in float32.
+        first_bin=bisect_right(range(bins), floor, key=lambda index: (index + 0.5) / bins),
+        histogram_stride=histogram.stride(0),
+        state_stride=1 if state is None else state.stride(0),
+        low=low,
+        high=high,
+        middle=(low + high) / 2,
+        smoothing=smoothing,
+        MAX_ITERATIONS=MAX_ITERATIONS,
+        TOLERANCE=TOLERANCE,
+        MIN_WEIGHT=MIN_WEIGHT,
+        GAP_DENSITY=GAP_DENSITY,
+    )
 
 
 @torch.library.custom_op("cosa_fast::fit_mixture", mutates_args=())

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import ceil_div, configure, launch, strides, tl, triton_jit, use_triton
 from .triton_functions import bilinear_tap, present_classes
 from .validation import TensorChecks, check_scales, check_size
 
@@ -238,15 +237,11 @@ def _run(
         **strides("valid_stride", confidence if valid is None else valid),
         "LARGEST": LARGEST_BITS,
     }
-
-    def run(configuration: Configuration) -> None:
-        blocks = configuration.blocks
-        grid = (ceil_div(height, blocks["ROWS"]) * ceil_div(width, blocks["COLUMNS"]), batch)
-        launch(_extremes_kernel, grid, configuration, **common)
-        outputs = {"confidence_ptr": confidence, "category_ptr": category}
-        launch(_fuse_kernel, grid, configuration, **common, **outputs, EPSILON=reference.MIN_MAX_EPSILON)
-
-    run_best("fuse_cams" if len(cams) <= 3 else "fuse_cams_many_scales", width, confidence.device, run)
+    chosen = configure("fuse_cams" if len(cams) <= 3 else "fuse_cams_many_scales", width, confidence.device)
+    grid = (ceil_div(height, chosen.blocks["ROWS"]) * ceil_div(width, chosen.blocks["COLUMNS"]), batch)
+    launch(_extremes_kernel, grid, chosen, **common)
+    outputs = {"confidence_ptr": confidence, "category_ptr": category}
+    launch(_fuse_kernel, grid, chosen, **common, **outputs, EPSILON=reference.MIN_MAX_EPSILON)
 
 
 def _outputs(image_labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import ceil_div, four_axes, launch, run_best, strides, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import ceil_div, configure, four_axes, launch, strides, tl, triton_jit, use_triton
 from .validation import TensorChecks, fail
 
 MAX_PROGRAMS = 256  # per tile of bins: two for each processor of a large GPU, and few partial counts to add
@@ -77,32 +76,25 @@ def _add_kernel(
 def _run(confidence: Tensor, valid: Tensor | None, out: Tensor) -> None:
     read, of_valid = four_axes(confidence), four_axes(confidence if valid is None else valid)
     bins = len(out)
-
-    def run(configuration: Configuration) -> None:
-        programs = min(ceil_div(read.numel(), configuration.blocks["BLOCK"]), MAX_PROGRAMS)
-        partial = torch.empty((programs, bins), dtype=torch.int32, device=out.device)
-        launch(
-            _count_kernel,
-            (programs, ceil_div(bins, configuration.blocks["BINS"])),
-            configuration,
-            confidence_ptr=read,
-            valid_ptr=None if valid is None else of_valid,
-            partial_ptr=partial,
-            size=read.numel(),
-            **dict(zip(("n1", "n2", "n3"), read.shape[1:], strict=True)),
-            **strides("confidence_stride", read),
-            **strides("valid_stride", of_valid),
-            bins=bins,
-        )
-        run_best("histogram_add", bins, out.device, lambda adding: _add(partial, out, adding))
-
-    run_best("histogram", read.numel(), confidence.device, run)
-
-
-def _add(partial: Tensor, out: Tensor, configuration: Configuration) -> None:
-    programs, bins = partial.shape
-    grid = (ceil_div(bins, configuration.blocks["COLUMNS"]),)
-    launch(_add_kernel, grid, configuration, partial_ptr=partial, out_ptr=out, programs=programs, bins=bins)
+    counting = configure("histogram", read.numel(), out.device)
+    programs = min(ceil_div(read.numel(), counting.blocks["BLOCK"]), MAX_PROGRAMS)
+    partial = torch.empty((programs, bins), dtype=torch.int32, device=out.device)
+    launch(
+        _count_kernel,
+        (programs, ceil_div(bins, counting.blocks["BINS"])),
+        counting,
+        confidence_ptr=read,
+        valid_ptr=None if valid is None else of_valid,
+        partial_ptr=partial,
+        size=read.numel(),
+        **dict(zip(("n1", "n2", "n3"), read.shape[1:], strict=True)),
+        **strides("confidence_stride", read),
+        **strides("valid_stride", of_valid),
+        bins=bins,
+    )
+    adding = configure("histogram_add", bins, out.device)
+    grid = (ceil_div(bins, adding.blocks["COLUMNS"]),)
+    launch(_add_kernel, grid, adding, partial_ptr=partial, out_ptr=out, programs=programs, bins=bins)
 
 
 @torch.library.custom_op("cosa_fast::histogram", mutates_args=())

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import ceil_div, four_axes, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import ceil_div, configure, four_axes, launch, scalar_on, strides, tl, triton_jit, use_triton
 from .validation import check_perplexity, check_threshold, fail
 
 LOG2E: Any = tl.constexpr(1.4426950408889634)
@@ -89,26 +88,23 @@ def _run(
     confidence: Tensor, threshold: Tensor, gradient: Tensor | None, out: Tensor, alpha: float, beta: float
 ) -> None:
     read, of_gradient = four_axes(confidence), four_axes(confidence if gradient is None else gradient)
-
-    def run(configuration: Configuration) -> None:
-        launch(
-            _perplexity_kernel,
-            (ceil_div(out.numel(), configuration.blocks["BLOCK"]),),
-            configuration,
-            confidence_ptr=read,
-            threshold_ptr=threshold,
-            gradient_ptr=of_gradient,
-            out_ptr=out,
-            size=out.numel(),
-            **dict(zip(("n1", "n2", "n3"), read.shape[1:], strict=True)),
-            **strides("stride", read),
-            **strides("gradient_stride", of_gradient),
-            alpha=alpha,
-            beta=beta,
-            BACKWARD=gradient is not None,
-        )
-
-    run_best("perplexity", out.numel(), confidence.device, run)
+    chosen = configure("perplexity", out.numel(), out.device)
+    launch(
+        _perplexity_kernel,
+        (ceil_div(out.numel(), chosen.blocks["BLOCK"]),),
+        chosen,
+        confidence_ptr=read,
+        threshold_ptr=threshold,
+        gradient_ptr=of_gradient,
+        out_ptr=out,
+        size=out.numel(),
+        **dict(zip(("n1", "n2", "n3"), read.shape[1:], strict=True)),
+        **strides("stride", read),
+        **strides("gradient_stride", of_gradient),
+        alpha=alpha,
+        beta=beta,
+        BACKWARD=gradient is not None,
+    )
 
 
 @torch.library.custom_op("cosa_fast::perplexity", mutates_args=())

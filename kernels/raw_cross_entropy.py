@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import ceil_div, launch, run_best, scalar_on, strides, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, configure, launch, scalar_on, strides, tl, triton_jit, use_triton
 from .launch.table import Configuration
 from .perplexity import LOG2E, keep_inside, reliability
 from .sums import Whole, balanced_loss
@@ -391,11 +391,13 @@ def _tile(cells: int, pixels: int, largest: int) -> _Axis:
     return _Axis(block, parts, (cells + 1) * parts)
 
 
-def _fitted(
-    configuration: Configuration, logits: Tensor, confidence: Tensor, targets: int = 1
-) -> tuple[Configuration, _Axis, _Axis]:
-    """The configuration with no more rows than a region and no more classes than there are, and fewer rows where more
-    than two targets are held in registers; the tiling of both axes."""
+def _fitted(kernel: str, logits: Tensor, confidence: Tensor, targets: int = 1) -> tuple[Configuration, _Axis, _Axis]:
+    """The kernel's configuration and the tiling of both axes.
+
+    The table's blocks, with no more rows than a region has, no more classes than there are, and fewer rows where a
+    program holds more than two targets in registers.
+    """
+    configuration = configure(kernel, logits.shape[1], logits.device)
     blocks = dict(configuration.blocks)
     blocks["ROWS"] = max(blocks["ROWS"] // max(_power_of_2(targets) // 2, 1), 1)
     rows = _tile(logits.shape[2], confidence.shape[2], blocks["ROWS"])
@@ -423,101 +425,88 @@ def _run_forward(
     low, high = (0.0, 1.0) if ignore_band is None else ignore_band
     normaliser = torch.empty(confidence.shape[1:], dtype=torch.float32, device=logits.device)
     weight = torch.empty(confidence.shape, dtype=torch.float32, device=logits.device)
-    sums: list[Tensor] = []
-
-    def run(configuration: Configuration) -> None:
-        fitted, rows, _ = _fitted(configuration, logits, confidence)
-        grid = (ceil_div(confidence.shape[3], fitted.blocks["COLUMNS"]), rows.tiles, len(logits))
-        shape = (len(confidence), 2, 2, grid[0] * grid[1] * grid[2])
-        sums[:] = [torch.empty(shape, dtype=torch.float32, device=logits.device)]
-        launch(
-            _forward_kernel,
-            grid,
-            fitted,
-            logits_ptr=logits,
-            confidence_ptr=confidence,
-            category_ptr=category,
-            threshold_ptr=threshold,
-            valid_ptr=valid,
-            sums_ptr=sums[0],
-            normaliser_ptr=normaliser,
-            weight_ptr=weight,
-            **_sizes(logits, confidence),
-            **strides("logits", logits),
-            **strides("confidence", confidence),
-            **strides("category", category),
-            **strides("threshold", threshold),
-            **({f"valid{axis}": 0 for axis in range(3)} if valid is None else strides("valid", valid)),
-            alpha=alpha,
-            beta=beta,
-            low=float(low),
-            high=float(high),
-            BANDED=ignore_band is not None,
-            UNIT=beta == 0,
-            PLAIN=beta == 1,
-            TARGETS=len(confidence),
-            ROW_PARTS=rows.parts,
-        )
-
-    run_best("raw_cross_entropy", logits.shape[1], logits.device, run)
-    return sums[0].sum(-1), normaliser, weight
+    chosen, rows, _ = _fitted("raw_cross_entropy", logits, confidence)
+    grid = (ceil_div(confidence.shape[3], chosen.blocks["COLUMNS"]), rows.tiles, len(logits))
+    shape = (len(confidence), 2, 2, grid[0] * grid[1] * grid[2])
+    sums = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    launch(
+        _forward_kernel,
+        grid,
+        chosen,
+        logits_ptr=logits,
+        confidence_ptr=confidence,
+        category_ptr=category,
+        threshold_ptr=threshold,
+        valid_ptr=valid,
+        sums_ptr=sums,
+        normaliser_ptr=normaliser,
+        weight_ptr=weight,
+        **_sizes(logits, confidence),
+        **strides("logits", logits),
+        **strides("confidence", confidence),
+        **strides("category", category),
+        **strides("threshold", threshold),
+        **({f"valid{axis}": 0 for axis in range(3)} if valid is None else strides("valid", valid)),
+        alpha=alpha,
+        beta=beta,
+        low=float(low),
+        high=float(high),
+        BANDED=ignore_band is not None,
+        UNIT=beta == 0,
+        PLAIN=beta == 1,
+        TARGETS=len(confidence),
+        ROW_PARTS=rows.parts,
+    )
+    return sums.sum(-1), normaliser, weight
 
 
 def _run_corners(
     gradient: Tensor, normaliser: Tensor, weight: Tensor, logits: Tensor, category: Tensor
 ) -> tuple[Tensor, _Axis, _Axis]:
     """The corner sums of all tiles, and the tiling of both axes."""
-    found: list[tuple[Tensor, _Axis, _Axis]] = []
-
-    def run(configuration: Configuration) -> None:
-        fitted, rows, columns = _fitted(configuration, logits, weight, len(weight))
-        shape = (len(logits), rows.tiles, 4, logits.shape[1], columns.tiles)
-        corners = torch.empty(shape, dtype=torch.float32, device=logits.device)
-        found[:] = [(corners, rows, columns)]
-        launch(
-            _corners_kernel,
-            (ceil_div(columns.tiles, fitted.blocks["COLUMNS"] // columns.block), rows.tiles, len(logits)),
-            fitted,
-            logits_ptr=logits,
-            category_ptr=category,
-            weight_ptr=weight,
-            gradient_ptr=gradient,
-            normaliser_ptr=normaliser,
-            corners_ptr=corners,
-            **_sizes(logits, weight),
-            column_tiles=columns.tiles,
-            **strides("logits", logits),
-            **strides("category", category),
-            **strides("gradient", gradient),
-            TARGETS=len(weight),
-            TARGET_BLOCK=_power_of_2(len(weight)),
-            ROW_PARTS=rows.parts,
-            COLUMN_PARTS=columns.parts,
-            SPAN=columns.block,
-        )
-
-    run_best("raw_cross_entropy_corners", logits.shape[1], logits.device, run)
-    return found[0]
+    chosen, rows, columns = _fitted("raw_cross_entropy_corners", logits, weight, len(weight))
+    shape = (len(logits), rows.tiles, 4, logits.shape[1], columns.tiles)
+    corners = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    launch(
+        _corners_kernel,
+        (ceil_div(columns.tiles, chosen.blocks["COLUMNS"] // columns.block), rows.tiles, len(logits)),
+        chosen,
+        logits_ptr=logits,
+        category_ptr=category,
+        weight_ptr=weight,
+        gradient_ptr=gradient,
+        normaliser_ptr=normaliser,
+        corners_ptr=corners,
+        **_sizes(logits, weight),
+        column_tiles=columns.tiles,
+        **strides("logits", logits),
+        **strides("category", category),
+        **strides("gradient", gradient),
+        TARGETS=len(weight),
+        TARGET_BLOCK=_power_of_2(len(weight)),
+        ROW_PARTS=rows.parts,
+        COLUMN_PARTS=columns.parts,
+        SPAN=columns.block,
+    )
+    return corners, rows, columns
 
 
 def _run_gather(corners: Tensor, rows: _Axis, columns: _Axis, out: Tensor) -> None:
-    def run(configuration: Configuration) -> None:
-        launch(
-            _gather_kernel,
-            (ceil_div(out.numel(), configuration.blocks["BLOCK"]),),
-            configuration,
-            corners_ptr=corners,
-            out_ptr=out,
-            size=out.numel(),
-            **dict(zip(("classes", "height", "width"), out.shape[1:], strict=True)),
-            row_tiles=rows.tiles,
-            column_tiles=columns.tiles,
-            **strides("out", out),
-            ROW_PARTS=rows.parts,
-            COLUMN_PARTS=columns.parts,
-        )
-
-    run_best("raw_cross_entropy_gather", out.shape[1], out.device, run)
+    chosen = configure("raw_cross_entropy_gather", out.shape[1], out.device)
+    launch(
+        _gather_kernel,
+        (ceil_div(out.numel(), chosen.blocks["BLOCK"]),),
+        chosen,
+        corners_ptr=corners,
+        out_ptr=out,
+        size=out.numel(),
+        **dict(zip(("classes", "height", "width"), out.shape[1:], strict=True)),
+        row_tiles=rows.tiles,
+        column_tiles=columns.tiles,
+        **strides("out", out),
+        ROW_PARTS=rows.parts,
+        COLUMN_PARTS=columns.parts,
+    )
 
 
 @torch.library.custom_op("cosa_fast::raw_cross_entropy", mutates_args=())

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import ceil_div, launch, run_best, strides, tl, triton_jit, use_triton
-from .launch.table import Configuration
+from .launch.runtime import ceil_div, configure, launch, strides, tl, triton_jit, use_triton
 from .sums import Whole, mean_loss
 from .triton_functions import bilinear_tap, log1p, present_classes
 from .validation import TensorChecks, check_number, check_scales, check_size
@@ -209,67 +208,58 @@ def _run(
 ) -> None:  # fmt: skip
     batch, num_classes, cam_height, cam_width = cam.shape
     classes, counts = present_classes(image_labels)
-    strided = cam[:, 0] if valid is None else valid
-
-    def run(configuration: Configuration) -> None:
-        blocks = ceil_div(cam_height * cam_width, configuration.blocks["BLOCK"])
-        losses = torch.empty((batch, blocks), dtype=torch.float32, device=cam.device)
-        cells = torch.empty((batch, blocks), dtype=torch.int32, device=cam.device)
-        launch(
-            _loss_kernel,
-            (blocks, batch),
-            configuration,
-            cam_ptr=cam,
-            maps_ptrs=tuple(maps),
-            valid_ptr=valid,
-            classes_ptr=classes,
-            counts_ptr=counts,
-            gradient_ptr=gradient,
-            losses_ptr=losses,
-            cells_ptr=cells,
-            heights=tuple(scale.shape[2] for scale in maps),
-            widths=tuple(scale.shape[3] for scale in maps),
-            **{f"strides{axis}": tuple(scale.stride(axis) for scale in maps) for axis in range(4)},
-            num_classes=num_classes,
-            cam_height=cam_height,
-            cam_width=cam_width,
-            height=size[0],
-            width=size[1],
-            **strides("cam_stride", cam),
-            **strides("valid_stride", strided),
-            inverse_temperature=inverse_temperature,
-            RELU=relu,
-        )
-        run_best("seg_to_cam_loss_sum", losses.numel(), cam.device, lambda adding: _add(losses, cells, sums, adding))
-
-    def _add(losses: Tensor, cells: Tensor, sums: Tensor, configuration: Configuration) -> None:
-        launch(
-            _sum_kernel,
-            (1,),
-            configuration,
-            losses_ptr=losses,
-            cells_ptr=cells,
-            sums_ptr=sums,
-            programs=losses.numel(),
-            num_classes=num_classes,
-        )
-
-    run_best("seg_to_cam_loss", num_classes, cam.device, run)
+    chosen = configure("seg_to_cam_loss", num_classes, cam.device)
+    blocks = ceil_div(cam_height * cam_width, chosen.blocks["BLOCK"])
+    losses = torch.empty((batch, blocks), dtype=torch.float32, device=cam.device)
+    cells = torch.empty((batch, blocks), dtype=torch.int32, device=cam.device)
+    launch(
+        _loss_kernel,
+        (blocks, batch),
+        chosen,
+        cam_ptr=cam,
+        maps_ptrs=tuple(maps),
+        valid_ptr=valid,
+        classes_ptr=classes,
+        counts_ptr=counts,
+        gradient_ptr=gradient,
+        losses_ptr=losses,
+        cells_ptr=cells,
+        heights=tuple(scale.shape[2] for scale in maps),
+        widths=tuple(scale.shape[3] for scale in maps),
+        **{f"strides{axis}": tuple(scale.stride(axis) for scale in maps) for axis in range(4)},
+        num_classes=num_classes,
+        cam_height=cam_height,
+        cam_width=cam_width,
+        height=size[0],
+        width=size[1],
+        **strides("cam_stride", cam),
+        **strides("valid_stride", cam[:, 0] if valid is None else valid),
+        inverse_temperature=inverse_temperature,
+        RELU=relu,
+    )
+    launch(
+        _sum_kernel,
+        (1,),
+        configure("seg_to_cam_loss_sum", losses.numel(), cam.device),
+        losses_ptr=losses,
+        cells_ptr=cells,
+        sums_ptr=sums,
+        programs=losses.numel(),
+        num_classes=num_classes,
+    )
 
 
 def _run_backward(scale: Tensor, gradient: Tensor, out: Tensor) -> None:
-    def run(configuration: Configuration) -> None:
-        launch(
-            _backward_kernel,
-            (ceil_div(out.numel(), configuration.blocks["BLOCK"]),),
-            configuration,
-            gradient_ptr=gradient,
-            scale_ptr=scale,
-            out_ptr=out,
-            size=out.numel(),
-        )
-
-    run_best("seg_to_cam_loss_backward", out.numel(), out.device, run)
+    chosen = configure("seg_to_cam_loss_backward", out.numel(), out.device)
+    launch(
+        _backward_kernel,
+        (ceil_div(out.numel(), chosen.blocks["BLOCK"]),),
+        chosen,
+        gradient_ptr=gradient,
+        scale_ptr=scale,
+        out_ptr=out,
+        size=out.numel(),
+    )
 
 
 def _outputs(cam: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:

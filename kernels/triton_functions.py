@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch.runtime import launch, run_best, strides, tl, triton_jit
-from .launch.table import Configuration
+from .launch.runtime import configure, launch, strides, tl, triton_jit
 
 
 @triton_jit
@@ -78,18 +77,14 @@ def present_classes(image_labels: Tensor) -> tuple[Tensor, Tensor]:
     batch, num_classes = image_labels.shape
     classes = torch.empty((batch, num_classes), dtype=torch.int32, device=image_labels.device)
     counts = torch.empty(batch, dtype=torch.int32, device=image_labels.device)
-
-    def run(configuration: Configuration) -> None:
-        launch(
-            _present_classes_kernel,
-            (batch,),
-            configuration,
-            labels_ptr=image_labels,
-            classes_ptr=classes,
-            counts_ptr=counts,
-            num_classes=num_classes,
-            **strides("labels_stride", image_labels),
-        )
-
-    run_best("present_classes", num_classes, image_labels.device, run)
+    launch(
+        _present_classes_kernel,
+        (batch,),
+        configure("present_classes", num_classes, image_labels.device),
+        labels_ptr=image_labels,
+        classes_ptr=classes,
+        counts_ptr=counts,
+        num_classes=num_classes,
+        **strides("labels_stride", image_labels),
+    )
     return classes, counts

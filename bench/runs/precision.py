@@ -24,7 +24,7 @@ from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.device import pick_device
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.evaluator import evaluate_network
+from cosa_fast.evaluation.evaluator import Evaluator
 from cosa_fast.run import manifest
 from cosa_fast.run.data import open_datasets
 
@@ -78,17 +78,9 @@ def compare(curves: Curves, length: int, start: int) -> dict[str, dict[str, Any]
 
 def evaluate(engine: FusedEngine, config: Config, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
     """AN's summary on eval.limit images."""
-    return evaluate_network(
-        engine.teacher.model,
-        dataset,
-        classes=dataset.classes,
-        eval=config.eval,
-        teacher=config.teacher,
-        mean=config.data.mean,
-        std=config.data.std,
-        device=device,
-        limit=config.eval.limit,
-    ).summary()
+    single = replace(config, run=replace(config.run, precision="fp32"))
+    evaluator = Evaluator(single, dataset.classes, device)
+    return evaluator.evaluate(engine.teacher.model, dataset, limit=config.eval.limit).summary()
 
 
 def compare_phases(config: Config, curves: Curves, length: int) -> dict[str, dict[str, Any]]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cosa_fast.evaluation.metrics import IGNORE_INDEX
-
-EPSILON = 1e-5
+from cosa_fast.kernels import reference
 
 
 def normalised_cams(cams: Sequence[Tensor], present: Tensor, size: tuple[int, int]) -> Tensor:
@@ -23,15 +21,7 @@ def normalised_cams(cams: Sequence[Tensor], present: Tensor, size: tuple[int, in
     present: (P,) integer class indices in 0..C-1. size: (H, W).
     Returns (P, H, W) float32 in [0, 1]: flip-max, ReLU, sum over scales, min–max per class.
     """
-    total = torch.zeros(len(present), *size, device=cams[0].device)
-    if len(present) == 0:
-        return total
-    for cam in cams:
-        rows = cam[:, present].float()
-        upright = rows if len(rows) == 1 else torch.stack([rows[0], rows[1].flip(-1)])
-        total += F.interpolate(upright, size=size, mode="bilinear", align_corners=False).amax(0).relu()
-    low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
-    return (total - low) / (high - low + EPSILON)
+    return reference.class_maps(cams, 1, torch.zeros_like(present), present, size)
 
 
 def strongest(maps: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +33,7 @@ def strongest(maps: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return confidence, present[index] + 1
 
 
-def present_classes(truth: Tensor) -> Tensor:
-    """(P,) int64 indices in 0..C-1 of the foreground classes in the mask: the image's true label."""
-    occurs = torch.bincount(truth.flatten(), minlength=IGNORE_INDEX + 1) > 0
+def classes_in(mask: Tensor) -> Tensor:
+    """(P,) int64 indices in 0..C-1 of the foreground classes in a mask (H, W) uint8: the image's true label."""
+    occurs = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1) > 0
     return occurs[1:IGNORE_INDEX].nonzero()[:, 0]

@@ -17,7 +17,7 @@ import numpy as np
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.datasets.onehot_npy import read_onehot
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_json, read_lines, read_text, write_text_atomically
+from cosa_fast.files import read_json, read_lines, read_text, write_text
 
 Labels = dict[str, tuple[str, ...]]
 
@@ -59,7 +59,7 @@ def write_labels(path: Path, labels: Mapping[str, Iterable[str]]) -> None:
     if path.suffix.lower() != ".json":
         raise UserError(f"{path}: label files are written as JSON; choose a name that ends in .json")
     rows = (f"  {json.dumps(id)}: {json.dumps(list(names), ensure_ascii=False)}" for id, names in labels.items())
-    write_text_atomically(path, "{\n" + ",\n".join(rows) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]) -> tuple[str, ...]:

@@ -11,19 +11,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..validation import check_choice, fail
-from .table import Configuration, candidates, configuration
+from .table import Configuration, configuration
 
 BACKENDS = ("auto", "reference", "triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
-# Names a file to append timings to; each kernel then tries every configuration at its first call of a size.
-TUNING = "COSA_FAST_TUNE"
 
 if importlib.util.find_spec("triton") is not None:
     import triton
@@ -65,7 +62,6 @@ class _Recording:
 
 
 _recording: _Recording | None = None
-_tuned: dict[tuple[str, int, str], Configuration] = {}
 
 
 def use_triton(backend: str, tensor: Tensor) -> bool:
@@ -105,19 +101,8 @@ def configure(kernel: str, size: int, device: torch.device) -> Configuration:
 
 
 def run_best(name: str, size: int, device: torch.device, run: Callable[[Configuration], None]) -> None:
-    """Run a launcher with the configuration of the table for kernel `name` at `size` (classes, channels or elements).
-
-    With the environment variable COSA_FAST_TUNE set, all configurations of the kernel are timed at its first call of a
-    size; `run` must then be repeatable, so it may not update its inputs.
-    """
-    target = architecture(device)
-    if TUNING in os.environ and device.type == "cuda":
-        key = (name, size, target)
-        if key not in _tuned:
-            _tuned[key] = _fastest(name, size, run)
-        run(_tuned[key])
-    else:
-        run(configuration(name, size, target))
+    """`run` with the configuration for kernel `name`."""
+    run(configure(name, size, device))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], configuration: Configuration, **arguments: Any) -> None:
@@ -171,12 +156,3 @@ def ceil_div(number: int, divisor: int) -> int:
 def _flat(named: dict[str, Any]) -> Iterator[Any]:
     for value in named.values():
         yield from value if isinstance(value, tuple) else (value,)
-
-
-def _fastest(name: str, size: int, run: Callable[[Configuration], None]) -> Configuration:
-    times = {choice: triton.testing.do_bench(partial(run, choice), quantiles=(0.5,)) for choice in candidates(name)}
-    best = min(times, key=lambda choice: times[choice])
-    with open(os.environ[TUNING], "a", encoding="utf-8") as file:
-        for choice, milliseconds in times.items():
-            file.write(f"{name} size={size} {choice} {milliseconds:.4f} ms{' *' if choice == best else ''}\n")
-    return best

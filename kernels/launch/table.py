@@ -95,9 +95,3 @@ def configuration(kernel: str, size: int, architecture: str) -> Configuration:
         if size <= line.up_to and (not line.architectures or architecture in line.architectures):
             return line.configuration
     raise KeyError(f"{kernel}: no launch configuration for size {size} on {architecture}")
-
-
-def candidates(kernel: str) -> list[Configuration]:
-    """Every distinct configuration of `kernel` that is meant for hardware, in the table's order."""
-    lines = (line for line in TABLE[kernel] if line.architectures != {"interpreter"})
-    return list(dict.fromkeys(line.configuration for line in lines))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosa_fast.kernels import bilateral_filter, dense_energy
-from cosa_fast.kernels import reference as definitions
+from cosa_fast.kernels.reference import dense
 
 
 def filter_by_hand(values: Tensor, guide: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
@@ -55,7 +55,7 @@ def test_equals_the_double_loop(
 def test_tiles_cut_anywhere_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values, guide, _ = case(1, 3, (7, 9))
     expected = bilateral_filter(values, guide, 5.0, 40.0)
-    monkeypatch.setattr(definitions, "TILE_ELEMENTS", 63 * 10)
+    monkeypatch.setattr(dense, "TILE_ELEMENTS", 63 * 10)
     torch.testing.assert_close(bilateral_filter(values, guide, 5.0, 40.0), expected)
 
 

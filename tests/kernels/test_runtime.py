@@ -9,7 +9,7 @@ import torch
 
 from cosa_fast.kernels import perplexity
 from cosa_fast.kernels.launch.runtime import record_launches, use_triton
-from cosa_fast.kernels.launch.table import TABLE, candidates, configuration, row
+from cosa_fast.kernels.launch.table import TABLE, configuration, row
 
 WITHOUT_TRITON = """
 import importlib.util
@@ -60,4 +60,3 @@ def test_rows_are_chosen_by_size_and_architecture(monkeypatch: pytest.MonkeyPatc
     assert configuration("some", 33, "interpreter").blocks == {"BLOCK": 3}
     with pytest.raises(KeyError, match="some: no launch configuration for size 33 on sm_90"):
         configuration("some", 33, "sm_90")
-    assert [choice.blocks["BLOCK"] for choice in candidates("some")] == [1, 2]

@@ -14,6 +14,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.engine.plain import Engine
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 
 SHARED = Path(os.environ.get("COSA_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -63,6 +64,6 @@ def test_a_vit_starts_at_the_method_s_losses_and_resumes_bit_for_bit(
     run(first, 3)
     checkpoint.save(tmp_path / "half.pt", first.state_dict())
     second = Engine(config, 20, torch.device("cpu"))
-    second.load_state_dict(checkpoint.load(tmp_path / "half.pt"))
+    second.load_state_dict(load(tmp_path / "half.pt"))
     assert run(second, 1) == log[3:]
     assert same(second.state_dict(), straight.state_dict())
