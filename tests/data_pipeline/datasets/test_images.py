@@ -95,6 +95,7 @@ def test_damaged_files_are_refused_with_their_name(tmp_path: Path) -> None:
     refusal(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     for size in ((10000, 9000), (60000, 60000)):
         buffer = io.BytesIO()
