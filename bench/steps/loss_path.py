@@ -43,10 +43,11 @@ class NetworkOutputs:
 
     @property
     def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
         return [self.cam, self.seg]
 
     @property
-    def online(self) -> Outputs:
+    def on(self) -> Outputs:
         """ON's outputs."""
         return Outputs(self.logits, self.cam, self.seg, self.logits, self.cam_aux)
 
@@ -83,18 +84,18 @@ def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Cal
             assert maps is not None
             threshold.update(maps.grid_confidence, valid_on_grid(batch.valid, grid) & (maps.grid_category > 0))
         xi = (thresholds[0].value, thresholds[1].value)
-        return objective.total(objective.cotraining(network.online, assignment, batch, xi, 0))
+        return objective.total(objective.cotraining(network.on, assignment, batch, xi, 0))
 
     return partial(_gradients, torch.compile(loss) if compiled else loss, network)
 
 
 def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
-    """The same with bench/steps/baseline.py."""
+    """The same as it is usually written (baseline.py)."""
     network, losses = NetworkOutputs(config, batch), BaselineLosses(config)
     pairs = network.pairs()
 
     def loss() -> Tensor:
-        terms = losses.cotraining(network.online, pairs, batch)
+        terms = losses.cotraining(network.on, pairs, batch)
         return torch.stack([getattr(config.loss, name) * term for name, term in terms.items()]).sum()
 
     return partial(_gradients, loss, network)
@@ -102,22 +103,3 @@ def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
 
 def _gradients(loss: Callable[[], Tensor], network: NetworkOutputs) -> list[Tensor]:
     return list(torch.autograd.grad(loss(), network.leaves))
-
-
-def extra_memory(path: Callable[[], list[Tensor]], device: torch.device) -> int:
-    """Largest number of bytes held at once beyond what was held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        path()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        path()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
