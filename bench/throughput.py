@@ -34,7 +34,8 @@ from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import check_backend, compute_type, pick_device
+from cosa_fast.device import compute_type, pick_device
+from cosa_fast.engine.base import check_backend
 from cosa_fast.engine.flops import step_flops
 from cosa_fast.errors import UserError
 from cosa_fast.network.build import build_model

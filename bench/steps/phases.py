@@ -64,7 +64,7 @@ def phase_times(config: Config, num_classes: int, device: torch.device, batch: B
             ("AN", engine.teacher, "_forward"),
             ("labels", engine.teacher, "assign"),
             ("labels", engine, "_update_thresholds"),
-            ("ON", engine.networks.online, "forward"),
+            ("ON", engine.on.compute, "forward"),
             ("losses", engine, "_losses"),
             ("backward", torch.Tensor, "backward"),
             ("optimiser", engine.networks, "update"),

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosa_fast.config.schema import Config
-from cosa_fast.method.assignment import resize_to_stride
 from cosa_fast.network.model import CoSANet
+from cosa_fast.network.resizing import resize_to_stride
 
 
 def step_flops(network: CoSANet, config: Config, *, cotraining: bool) -> int | None:

@@ -95,7 +95,7 @@ class _Run:
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(self.training_set.classes), self.device, ranks)
-        _check_crop(config, self.engine.student.stride)
+        _check_crop(config, self.engine.on.master.stride)
         self.best = float("-inf")
         self.pipeline_before: Pipeline | None = None
         if state is not None:
@@ -154,7 +154,7 @@ class _Run:
         self._announce_pipeline()
         batches = self._batches()
         metrics, timer = MeanMetrics(), StepTimer(self.device)
-        flops = {phase: step_flops(engine.student, config, cotraining=phase) for phase in (False, True)}
+        flops = {phase: step_flops(engine.on.master, config, cotraining=phase) for phase in (False, True)}
         while engine.iteration < config.optim.iterations:
             asked = time.perf_counter()
             batch = next(batches).to(self.device)

@@ -35,7 +35,7 @@ def main(path: Path) -> None:
             sums = {name: ranks.host_sum(value.detach().cpu().clone()) for name, value in metrics.items()}
             losses.append({name: float(value) / ranks.size for name, value in sums.items()})
         if ranks.is_main:
-            weights = {name: value.cpu().clone() for name, value in engine.student.state_dict().items()}
+            weights = {name: value.cpu().clone() for name, value in engine.on.master.state_dict().items()}
             torch.save({"losses": losses, "weights": weights, "xi": engine.threshold_values}, f"{path}.out")
 
 

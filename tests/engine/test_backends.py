@@ -43,7 +43,7 @@ def test_twenty_iterations_give_the_same_losses_and_weights(
                 atol=1e-5,
                 msg=lambda text, at=(iteration, name): f"{at}: {text}",
             )
-    expected, found = (torch.cat([p.detach().flatten() for p in engine.student.parameters()]) for engine in engines)
+    expected, found = (torch.cat([p.detach().flatten() for p in engine.on.master.parameters()]) for engine in engines)
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def relative(found: EngineBase, expected: EngineBase) -> float:
     """Difference of both networks' weights, relative to their norm."""
     a, b = (
-        torch.cat([p.detach().flatten() for network in (e.student, e.teacher.model) for p in network.parameters()])
+        torch.cat([p.detach().flatten() for network in (e.on.master, e.an.master) for p in network.parameters()])
         for e in (found, expected)
     )
     return float((a - b).norm() / b.norm())
@@ -70,11 +70,11 @@ def test_half_precision_follows_single_precision(make_config: Callable[..., Conf
         expected, found = (engine.step(batches[iteration % 4]) for engine in engines)
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=0.05, atol=0.02)
     single, half = engines
-    assert next(half.online.parameters()).dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 for p in half.student.parameters())
-    for name, master in half.student.named_parameters():
+    assert next(half.on.compute.parameters()).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.on.master.parameters())
+    for name, master in half.on.master.named_parameters():
         if master.requires_grad:
-            assert torch.equal(half.online.get_parameter(name), master.to(torch.bfloat16)), name
+            assert torch.equal(half.on.compute.get_parameter(name), master.to(torch.bfloat16)), name
     assert relative(half, single) < 0.05
 
 
@@ -84,7 +84,7 @@ def test_a_bad_number_stops_every_later_update(
     engine = FusedEngine(make_config("optim.cotrain_after=0"), CLASSES, CPU)
     engine.step(batches[0])
     engine.check()
-    good = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    good = {name: value.clone() for name, value in engine.on.master.state_dict().items()}
     thresholds = [threshold.state_dict() for threshold in engine.thresholds]
     moments = engine.state_dict()["optimizer"]
     bad = batches[1].to("cpu")
@@ -95,7 +95,7 @@ def test_a_bad_number_stops_every_later_update(
     with pytest.raises(NonFiniteLoss, match="iteration 1: cls is not finite"):
         engine.check()
     assert engine.iteration == 1
-    assert same(good, dict(engine.student.state_dict()))
+    assert same(good, dict(engine.on.master.state_dict()))
     assert same(thresholds, [threshold.state_dict() for threshold in engine.thresholds])
     assert same(moments, engine.state_dict()["optimizer"])
 

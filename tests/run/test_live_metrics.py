@@ -33,19 +33,19 @@ def test_flops_are_those_of_the_formula(make_engine: MakeEngine) -> None:
     """Backward: twice the forward, except that the images get no gradient."""
     engine = make_engine()
     patches = 2 * (2 * 8 * 8 * 3 * 8 * 8 * 48)
-    alone = step_flops(engine.student, engine.config, cotraining=False)
+    alone = step_flops(engine.on.master, engine.config, cotraining=False)
     assert alone == 3 * tiny_vit_forward(2, seg=False) - patches
 
-    both = step_flops(engine.student, engine.config, cotraining=True)
+    both = step_flops(engine.on.master, engine.config, cotraining=True)
     scales = sum(tiny_vit_forward(4, seg=True, grid=grid) for grid in (8, 4, 12))
     assert both == 3 * tiny_vit_forward(2, seg=True) - patches + scales
 
 
 def test_recomputed_blocks_count_once(make_engine: MakeEngine) -> None:
     engines = [make_engine(f"model.checkpoint_blocks={value}") for value in ("false", "true")]
-    counts = [step_flops(engine.student, engine.config, cotraining=True) for engine in engines]
+    counts = [step_flops(engine.on.master, engine.config, cotraining=True) for engine in engines]
     assert counts[0] == counts[1]
-    assert engines[1].student.encoder.checkpoint_blocks
+    assert engines[1].on.master.encoder.checkpoint_blocks
 
 
 @pytest.mark.parametrize("backbone", ["vit", "cnn"])
@@ -56,7 +56,7 @@ def test_counting_changes_nothing(
     if backbone == "cnn":
         config = replace(config, model=replace(config.model, backbone="resnet10t", arguments={}, aux_layer=-1))
     engines = [Engine(config, 5, CPU) for _ in range(2)]
-    assert (step_flops(engines[0].student, config, cotraining=True) or 0) > 0
+    assert (step_flops(engines[0].on.master, config, cotraining=True) or 0) > 0
     for engine in engines:
         engine.step(batches[0])
     assert same(*(engine.state_dict() for engine in engines))
@@ -67,7 +67,7 @@ def test_log_has_the_flops_of_each_phase(engine: str, make_config: Callable[...,
     config = make_config(f"run.engine={engine}")
     lines = [json.loads(line) for line in (train(config).directory / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
-    student = Engine(config, 5, CPU).student
+    student = Engine(config, 5, CPU).on.master
     for line in lines:
         expected = step_flops(student, config, cotraining=line["iteration"] > config.optim.cotrain_after)
         assert line["tflop_per_second"] * line["seconds_per_iteration"] * 1e12 == pytest.approx(expected)
