@@ -36,8 +36,9 @@ class Objective:
         self._shares = ranks.size * config.optim.accumulate
         self._normalisers = Normalisers(ranks, config.optim.accumulate)
         self._config = config.loss
-        banded = config.threshold.mode == "band"
-        self._bands = (config.threshold.band, config.threshold.band_aux) if banded else (None, None)
+        self._bands: list[tuple[float, float] | None] = [None, None]
+        if config.threshold.mode == "band":
+            self._bands = [config.threshold.band, config.threshold.band_aux]
         self._backend = config.run.backend
         self._normalisation: tuple[Tensor, Tensor] | None = None
         self._mean, self._std = config.data.mean, config.data.std
