@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         help="also write the images into one tar (ROOT/SPLIT.tar)",
     )
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     return parser
 
 

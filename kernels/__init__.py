@@ -7,6 +7,7 @@ Bad arguments raise a ValueError that names the argument; values inside tensors 
 
 fuse_cams, perplexity, raw_cross_entropy, seg_to_cam_loss, contrastive_separation, histogram, fit_mixture, adamw_ema,
 bilateral_filter, dense_energy: one operator each
+contrastive_rows: what contrastive_separation compares, and its gradient's way back to the CAM
 reference: the definitions
 launch: how kernels are launched, with which blocks, and how they are compiled without a GPU
 triton_functions: what several kernels share on the device

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def views(files: Sequence[bytes], parameters: Sequence[AugmentParameters], devic
 def distance(pairs: Pairs, border: int = 0) -> Row:
     """Mean and maximum of the absolute differences, the share that is above 1, and the maximum more than `border`
     pixels away from the edges."""
-    differences = [np.abs(a.astype(int) - b.astype(int)) for a, b in pairs]
+    differences = [np.abs(a.astype(np.int16) - b.astype(np.int16)) for a, b in pairs]
     inside = [d[border : d.shape[0] - border, border : d.shape[1] - border] for d in differences]
     values = np.concatenate([d.ravel() for d in differences])
     return {
@@ -159,6 +160,7 @@ def main() -> None:
         asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+@lru_cache(maxsize=32)
 def _image(file: bytes) -> Image.Image:
     return read_image(Path("image"), file)
 

@@ -88,7 +88,10 @@ class ThresholdConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all."""
+    """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all.
+
+    `csc_vectors`: what csc compares, the CAM's probabilities beside a background channel of their own, or its raw
+    logits."""
 
     cls: float = bounded(1.0, low=0.0)
     cls_aux: float = bounded(1.0, low=0.0)
@@ -104,6 +107,7 @@ class LossConfig:
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
     s2c_temperature: float = bounded(0.01, low=1e-6)
     s2c_relu: bool = False
+    csc_vectors: Literal["probability", "logits"] = "probability"
     csc_epsilon: float = bounded(1.0, low=0.0)
     csc_temperature: float = bounded(0.5, low=1e-6)
     csc_scope: Literal["image", "batch"] = "image"

@@ -50,6 +50,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({first_line(error, 120)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
+    # Before there was a choice, csc compared logits.
+    state.get("config", {}).get("loss", {}).setdefault("csc_vectors", "logits")
     return state
 
 

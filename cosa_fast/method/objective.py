@@ -152,6 +152,8 @@ class Objective:
             assignment.grid_confidence[layer],
             thresholds[layer],
             assignment.grid_valid,
+            vectors=self._config.csc_vectors,
+            image_labels=batch.labels,
             epsilon=self._config.csc_epsilon,
             temperature=self._config.csc_temperature,
             alpha=self._config.alpha,

@@ -11,7 +11,7 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, first_line, hint
 
 Pipeline = Literal["dali", "torch"]
 
@@ -28,10 +28,9 @@ def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
         raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
-            if name not in training_set.classes:
-                raise UserError(
-                    f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}"
-                )
+            if name not in classes:
+                nearest = hint(name, classes)
+                raise UserError(f"{key}: {name!r} is not a class of {data.root}{nearest}; it has {', '.join(classes)}")
     return training_set, validation_set
 
 
@@ -56,7 +55,7 @@ def dali_problem(device: torch.device) -> str | None:
         from cosa_fast.data_pipeline.dali.feed import check_device
     except (ImportError, OSError) as error:
         install = 'pip install -c constraints.txt -e ".[dali]"'
-        return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
+        return f"the package nvidia-dali-cuda130 cannot be imported ({first_line(error)}); install it: {install}"
     try:
         check_device(device)
     except RuntimeError as error:

@@ -1,10 +1,9 @@
 """Image-level labels, the only supervision: reading label files, and turning names into a multi-hot table.
 
-A label file is JSON, {"image id": ["class", ...], ...}, or CSV with one row per image: id, then class names in further
-columns or separated by ";"
-(several rows of one id are joined; a first row that starts with "id" or "image" is a heading), or the field's
-cls_labels_onehot.npy.
-An id with no class is an explicit "none of the classes"; an id that is not there has no label.
+A label file is JSON, {"image id": ["class", ...], ...}; or CSV with one row per image: id, then class names in further
+columns or separated by ";" (several rows of one id are joined; a first row that starts with "id" or "image" is a
+heading); or the field's cls_labels_onehot.npy. An id without a class has the label "none of the classes"; an id that is
+not there has no label.
 """
 
 import csv
@@ -27,9 +26,7 @@ _CSV_HEADINGS = ("id", "image", "image_id", "filename")
 
 @dataclass(frozen=True)
 class LabelTable:
-    """present: (N, C) uint8 multi-hot. labelled: (N,) bool, False where an image has no label at all (its row is then
-    0).
-    """
+    """present: (N, C) uint8 multi-hot. labelled: (N,) bool; False where an image has no label, and its row is 0."""
 
     present: np.ndarray
     labelled: np.ndarray

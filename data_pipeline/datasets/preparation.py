@@ -3,12 +3,10 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.coco import instances_path, read_instances
@@ -38,7 +36,7 @@ def prepare(
     names one. Entries of other splits that are in the label file already stay.
 
     source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
-    something else. output: the label file to write (None: ROOT/labels.json). workers: processes that decode. say: is
+    something else. output: the label file to write (None: ROOT/labels.json). workers: threads that decode. say: is
     told the counts and what was written.
     UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
     written; or bad images, each named on stderr before.
@@ -66,18 +64,18 @@ def collect_labels(
     if source not in (None, "npy"):
         given = None
     source = str(given) if given is not None else source or find_source(format, root, dataset)
-    findings = inspect(dataset, masks=source == "masks", workers=workers)
-    _refuse_bad(findings)
+    labels = inspect(dataset, masks=source == "masks", workers=workers)
     if given is not None:
         labels = read_labels(given, dataset.classes)
-    elif source == "masks":
-        labels = {finding.id: finding.names for finding in findings}
     elif source == "coco":
         labels = read_instances(instances_path(root, split)).labels
     elif source == "xml":
         labels = read_annotations(root, dataset.ids)
-    else:
-        labels = read_labels(_require_onehot(root), dataset.classes)
+    elif source == "npy":
+        onehot = _onehot(root)
+        if onehot is None:
+            raise UserError(f"{root}: no {ONEHOT_NAME} there or in {LISTS}; give --labels FILE")
+        labels = read_labels(onehot, dataset.classes)
     require_labels(encode_labels(labels, dataset.ids, dataset.classes, source), dataset.ids, source)
     return {id: labels[id] for id in dataset.ids}
 
@@ -97,29 +95,30 @@ def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
     raise UserError(f"{root}: neither Annotations, {ONEHOT_NAME} nor masks to take labels from; give --labels FILE")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One image: its id, the classes that its mask shows (empty if masks were not asked for), and the problem with its
-    files, if any.
+def inspect(dataset: ImageDataset, *, masks: bool = False, workers: int = 0) -> Labels:
+    """Image id -> the classes that its mask shows (none if `masks` is False), after every image, and with `masks` its
+    mask too, has been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
     """
 
-    id: str
-    names: tuple[str, ...]
-    problem: str | None
+    def look(index: int) -> tuple[tuple[str, ...], str | None]:
+        try:
+            image = dataset.image(index)
+            values = np.unique(dataset.mask(index, (image.height, image.width))) if masks else ()
+        except UserError as error:
+            return (), str(error)
+        return tuple(dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX)), None
 
-
-def inspect(dataset: ImageDataset, *, masks: bool = False, workers: int = 0) -> list[Finding]:
-    """Decode every image fully, and with `masks` its mask too, in the order of the set. A bad file is a finding, not an
-    exception.
-    """
-    loader = DataLoader(
-        _Inspected(dataset, masks),
-        batch_size=8,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    return [finding for findings in loader for finding in findings]
+    with ThreadPoolExecutor(max(1, workers), "cosa_fast prepare") as pool:
+        names, problems = zip(*pool.map(look, range(len(dataset))), strict=True)
+    bad = [problem for problem in problems if problem]
+    for problem in bad:
+        print(f"bad: {problem}", file=sys.stderr)
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(dataset)} images are bad (listed above), no label file written; "
+            "replace them or take them off the list, and run again"
+        )
+    return dict(zip(dataset.ids, names, strict=True))
 
 
 def write_merged(output: Path, labels: Labels) -> int:
@@ -150,46 +149,5 @@ def pack(dataset: ImageDataset, split: str, path: Path) -> str:
     return f"{path}: {len(dataset)} images of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
 
 
-class _Inspected(Dataset[Finding]):
-    """Image number -> Finding."""
-
-    def __init__(self, dataset: ImageDataset, masks: bool) -> None:
-        self.dataset, self.masks = dataset, masks
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Finding:
-        id = self.dataset.ids[index]
-        try:
-            image = self.dataset.image(index)
-            names = self._names(index, (image.height, image.width)) if self.masks else ()
-        except UserError as error:
-            return Finding(id, (), str(error))
-        return Finding(id, names, None)
-
-    def _names(self, index: int, size: tuple[int, int]) -> tuple[str, ...]:
-        values = np.unique(self.dataset.mask(index, size))
-        return tuple(self.dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX))
-
-
-def _refuse_bad(findings: list[Finding]) -> None:
-    problems = [finding.problem for finding in findings if finding.problem]
-    for problem in problems:
-        print(f"bad: {problem}", file=sys.stderr)
-    if problems:
-        raise UserError(
-            f"{len(problems)} of {len(findings)} images are bad (listed above), no label file written; "
-            "replace them or take them off the list, and run again"
-        )
-
-
 def _onehot(root: Path) -> Path | None:
     return next((path for path in (root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME) if path.is_file()), None)
-
-
-def _require_onehot(root: Path) -> Path:
-    path = _onehot(root)
-    if path is None:
-        raise UserError(f"{root}: no {ONEHOT_NAME} there or in {LISTS}; give --labels FILE")
-    return path

@@ -131,7 +131,7 @@ def test_a_program_that_ends_in_mid_stream_leaves_at_once(synthetic_root: Path) 
     # Python's own handler first: a shell's background jobs ignore the signal.
     interrupt = "signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2); time.sleep(9)"
     program = f"""
-import os, signal, time, torch
+import gc, os, signal, time, torch
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
@@ -140,6 +140,7 @@ makers = [lambda: TorchPipeline(*common, workers=2)]
 if {HAS_DALI}:
     from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
     makers.append(lambda: DaliPipeline(*common, device=torch.device("cpu"), threads=2))
+gc.freeze()  # else the end of every child goes through all that was imported
 children = []
 for make in makers:
     for end in {["raise SystemExit(3)", interrupt, "1 / 0"]}:

@@ -60,7 +60,7 @@ def test_every_operation_on_generated_images(parity: ModuleType, device: torch.d
 
 def test_every_operation_on_real_images(parity: ModuleType, device: torch.device, voc_animals: Path) -> None:
     dataset = open_dataset("voc", voc_animals, "train_aug")
-    check(list(parity.rows([dataset.encoded(index) for index in range(3)], device)), device)
+    check(list(parity.rows([dataset.encoded(index) for index in range(6)], device)), device)
 
 
 def test_the_whole_chain_on_real_images(parity: ModuleType, device: torch.device, voc_animals: Path) -> None:
