@@ -57,10 +57,18 @@ class EngineBase(ABC):
 
     `on` and `an` hold `.master` and `.compute` each. `iteration` counts the finished steps and alone decides learning
     rate, phase, and (outside) the position in the data. `phase`: called with each of PHASES as the step comes to it; a
-    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used.
+    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used. With `network`, ON starts as that
+    one, in place of what the configuration asks for.
     """
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
@@ -69,7 +77,7 @@ class EngineBase(ABC):
         self.iteration = 0
         self.replayed_peak = 0
         self.phase: Callable[[str], AbstractContextManager[Any]] = mark_phase
-        network = build_model(config.model, num_classes).to(device).train()
+        network = (network or build_model(config.model, num_classes)).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.on = OnlineNetwork(network, network)

@@ -32,10 +32,17 @@ WARM_UP = 3
 class FusedEngine(EngineBase):
     """EngineBase on flat buffers."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         dtype = compute_type(config.run.precision, device)
         check_attention(config.teacher.attention, device, dtype)
-        super().__init__(config, num_classes, device, ranks)
+        super().__init__(config, num_classes, device, ranks, network)
         self.networks = FlatNetworks(self.on.master, self.an.master, config, dtype)
         self.on.compute, self.an.compute = self.networks.compute
         self._compiled = compiles(config, device)

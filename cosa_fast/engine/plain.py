@@ -11,14 +11,22 @@ from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.engine.optim import build_optimizer, load_optimizer_state, set_learning_rate
 from cosa_fast.network.attention import check_attention
+from cosa_fast.network.model import CoSANet
 
 
 class Engine(EngineBase):
     """The plain step: torch.optim.AdamW, a moving average over parameter lists, and a look at every number."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         check_attention(config.teacher.attention, device, torch.float32)
-        super().__init__(config, num_classes, device, ranks)
+        super().__init__(config, num_classes, device, ranks, network)
         self.optimizer = build_optimizer(self.on.master, config.optim)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:

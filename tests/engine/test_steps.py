@@ -127,7 +127,7 @@ def test_moving_average_takes_floating_buffers_along_and_copies_integers() -> No
     online.train()(torch.randn(2, 3, 5, 5) + 4)
     teacher.update()
 
-    own = teacher.model.get_submodule("1")
+    own = teacher.master.get_submodule("1")
     torch.testing.assert_close(own.running_mean, 0.25 * online[1].running_mean)
     assert own.num_batches_tracked == 1
     assert not own.training

@@ -99,13 +99,12 @@ def test_c2s_is_equation_5_with_and_without_raw_and_balance(
 
     metrics = engine.step(batch)
 
-    assert assignment.cam_aux is not None
-    for maps, suffix in ((assignment.cam, ""), (assignment.cam_aux, "_aux")):
-        confidence, xi = maps.confidence.double(), metrics[f"xi{suffix}"].double()
+    for layer, suffix in enumerate(("", "_aux")):
+        confidence, xi = assignment.confidence[layer].double(), metrics[f"xi{suffix}"].double()
         foreground = confidence >= xi
         distance = torch.where(foreground, (confidence - xi) / (1 - xi), (xi - confidence) / xi).clamp(min=1e-4)
         reliability = (-(alpha * distance).log()).pow(-beta)
-        target = torch.where(foreground, maps.category.long(), 0)
+        target = torch.where(foreground, assignment.category[layer].long(), 0)
         logits = F.interpolate(seg.double(), size=(64, 64), mode="bilinear", align_corners=False)
         entropy = F.cross_entropy(logits, target, reduction="none")
 
@@ -292,7 +291,7 @@ def test_published_recipe_runs_with_energy_and_bands(
     engine = Engine(config, 5, torch.device("cpu"))
     with torch.no_grad():
         seg = engine.on.master(batches[0].strong).seg
-        maps = engine.an.assign(engine.an.forward(batches[0].weak), batches[0].labels, batches[0].valid).cam
+        assignment = engine.an.assign(engine.an.forward(batches[0].weak), batches[0].labels, batches[0].valid)
 
     metrics = engine.step(batches[0])
 
@@ -301,10 +300,11 @@ def test_published_recipe_runs_with_energy_and_bands(
     assert metrics["energy"] < 0
     low, high = published.threshold.band
     logits = F.interpolate(seg, size=(64, 64), mode="bilinear", align_corners=False)
-    target = torch.where(maps.confidence >= high, maps.category.long(), 0)
+    confidence = assignment.confidence[0]
+    target = torch.where(confidence >= high, assignment.category[0].long(), 0)
     entropy = F.cross_entropy(logits, target, reduction="none")
-    foreground = entropy[batches[0].valid & (maps.confidence >= high)].mean()
-    background = entropy[batches[0].valid & (maps.confidence <= low)].mean()
+    foreground = entropy[batches[0].valid & (confidence >= high)].mean()
+    background = entropy[batches[0].valid & (confidence <= low)].mean()
     torch.testing.assert_close(metrics["c2s"], 0.5 * foreground + 0.5 * background, rtol=1e-5, atol=0)
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine.flops import step_flops
+from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.plain import Engine
 from cosa_fast.run.log import StepTimer
 from cosa_fast.run.training import train
@@ -41,6 +42,18 @@ def test_flops_are_those_of_the_formula(make_engine: MakeEngine) -> None:
     assert both == 3 * tiny_vit_forward(2, seg=True) - patches + scales
 
 
+def test_a_network_that_cannot_run_without_data_says_so(
+    make_engine: MakeEngine, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs_data(images: Tensor) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    network = make_engine().on.master
+    monkeypatch.setattr(type(network.encoder), "forward", lambda self, images: needs_data(images))
+    with pytest.raises(UncountableError, match=r"vit_tiny_patch16_224 does not run without data \(Cannot copy out of"):
+        step_flops(network, make_config(), cotraining=False)
+
+
 def test_recomputed_blocks_count_once(make_engine: MakeEngine) -> None:
     engines = [make_engine(f"model.checkpoint_blocks={value}") for value in ("false", "true")]
     counts = [step_flops(engine.on.master, engine.config, cotraining=True) for engine in engines]
@@ -56,7 +69,7 @@ def test_counting_changes_nothing(
     if backbone == "cnn":
         config = replace(config, model=replace(config.model, backbone="resnet10t", arguments={}, aux_layer=-1))
     engines = [Engine(config, 5, CPU) for _ in range(2)]
-    assert (step_flops(engines[0].on.master, config, cotraining=True) or 0) > 0
+    assert step_flops(engines[0].on.master, config, cotraining=True) > 0
     for engine in engines:
         engine.step(batches[0])
     assert same(*(engine.state_dict() for engine in engines))
