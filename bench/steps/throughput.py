@@ -19,8 +19,9 @@ from bench.timing import extra_memory
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import check_backend, compute_type, pick_device
-from cosa_fast.engine.flops import step_flops
+from cosa_fast.device import compute_type, pick_device
+from cosa_fast.engine.base import check_backend
+from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.network.build import build_model
 from cosa_fast.run import manifest
 
@@ -97,7 +98,7 @@ def whole_steps(config: Config, device: torch.device, options: Options, rate: fl
     # What the user can mend shows here; later on whatever goes wrong is a provider's.
     check_backend(config.run.backend, device)
     batch, num_classes = _first_batch(config, device, options)
-    flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
+    flops = _flops(config, num_classes)
 
     def feed() -> Feed:
         return RealBatches(config, device) if options.real_data else OneBatch(batch)
@@ -117,6 +118,14 @@ def whole_steps(config: Config, device: torch.device, options: Options, rate: fl
         "classes": num_classes, "data": "real" if options.real_data else "synthetic",
         "gflop_per_step": None if flops is None else flops / 1e9, "providers": rows, "phases_ms": phases,
     }  # fmt: skip
+
+
+def _flops(config: Config, num_classes: int) -> int | None:
+    try:
+        return step_flops(build_model(config.model, num_classes), config, cotraining=True)
+    except UncountableError as error:
+        print(f"no TFLOP/s: {error}")
+        return None
 
 
 def _first_batch(config: Config, device: torch.device, options: Options) -> tuple[Batch, int]:
