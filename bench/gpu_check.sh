@@ -10,10 +10,17 @@ PYTHON=${PYTHON:-python}
 OUT=$(realpath -m "${1:-bench/results/gpu}")
 export HF_HUB_OFFLINE=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
+missing=$("$PYTHON" -c 'import sys; from importlib.util import find_spec as found
+print(*(name for name in sys.argv[1:] if found(name) is None))' torch triton numpy timm) || missing="to be a Python"
+[ -z "$missing" ] || { echo "error: $PYTHON lacks: $missing; bench/gpu_check.sh needs that" >&2; exit 2; }
 "$PYTHON" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || {
     echo "error: torch sees no CUDA device; bench/gpu_check.sh needs one" >&2
     exit 2
 }
+"$PYTHON" -c 'import sys; from importlib.util import find_spec as found
+missing = [use for use in sys.argv[1:] if found(use.split()[0]) is None]
+print("not installed:", ", ".join(missing) or "nothing that a part needs")' \
+    "pytest (tests)" "hypothesis (tests)" "sklearn (baseline)" "tensorboard (training)" "matplotlib (charts)"
 
 part() { # part NAME SECONDS COMMAND...: run under a limit, remember status and duration
     local name=$1 limit=$2 start=$SECONDS

@@ -47,6 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=result_file, help="JSON; the chart goes beside it")
     arguments = parser.parse_intermixed_args(argv)
     require_positive(arguments, "windows", "steps", "classes", "batch_sizes")
+    arguments.configs, arguments.overrides = split_settings(arguments.settings)
+    arguments.configs = arguments.configs or (SUITE_CONFIGS if arguments.suite else SUITE_CONFIGS[:1])
     if arguments.suite:
         arguments.batch_sizes = arguments.batch_sizes or SUITE_SIZES
         arguments.backbones = arguments.backbones or list(BACKBONES.values())
@@ -56,8 +58,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     asked = parse(argv)
-    names, overrides = split_settings(asked.settings)
-    names = names or (SUITE_CONFIGS if asked.suite else SUITE_CONFIGS[:1])
     options = Options(
         losses_only=asked.losses_only,
         real_data=asked.data == "real",
@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         steps=asked.steps,
         deadline=time.monotonic() + asked.budget,
     )
-    cells = list(grid(names, overrides, asked.backbones, asked.batch_sizes))
-    for written in measure_all(cells, options):
+    configs = list(grid(asked.configs, asked.overrides, asked.backbones, asked.batch_sizes))
+    for written in measure_all(configs, options):
         if asked.out is not None:  # after each, so that a run that is cut off has not been for nothing
             write_json(asked.out, written)
     if asked.out is not None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.memory import LiveBytes, largest, predict
-from bench.steps.loss_path import extra_memory
+from bench.steps.memory import LiveBytes, largest, predict
 from bench.steps.providers import synthetic_batch
+from bench.timing import extra_memory
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.engine.fused import FusedEngine
