@@ -20,6 +20,15 @@ class FinishedRun(NamedTuple):
     manifest: dict[str, Any]
     config: dict[str, Any]
 
+    @property
+    def minutes(self) -> float:
+        """The time of its training steps, without evaluations; steps that were done again after an interruption count
+        once."""
+        ends = [record["iteration"] for record in self.training]
+        spans = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+        seconds = (record["seconds_per_iteration"] * span for record, span in zip(self.training, spans, strict=True))
+        return sum(seconds) / 60
+
 
 def read_run(path: Path) -> FinishedRun:
     """UserError for a file that is missing."""
