@@ -38,6 +38,7 @@ HARMLESS = {
     "run": ("name", "output", "device", "threads", "log_every", "checkpoint_every", "keep"),
     "data": ("workers", "prefetch"),
 }
+TRAIN = ("-m", "cosa_fast.train")
 POLL_SECONDS = 0.2
 
 
@@ -72,7 +73,7 @@ def command(run: Run) -> list[str]:
     """What trains the run from where it stands."""
     # Without a checkpoint the run starts over; what it has logged so far goes.
     begin = ["--resume", "auto"] if run.folder.numbered() else ["--overwrite"]
-    return [sys.executable, "-m", "cosa_fast.train", *run.settings, *begin]
+    return [sys.executable, *TRAIN, *run.settings, *begin]
 
 
 def print_plan(runs: Sequence[Run]) -> None:
