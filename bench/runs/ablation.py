@@ -126,7 +126,7 @@ def _start(run: Run, place: int, environment: dict[str, str]) -> _Job:
     return _Job(run, place, process, output, bar)
 
 
-def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], None]) -> list[str]:
+def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> list[str]:
     """Bring every run to its end, `jobs` at a time; a line for each. Returns what went wrong with the others.
 
     `after_each` is called after each run that has come to its end. KeyboardInterrupt, or SIGTERM, which becomes one,

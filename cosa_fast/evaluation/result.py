@@ -84,10 +84,10 @@ class EvalResult:
                 values[f"{name}_threshold"] = cam.threshold
         values |= {f"c_miou_{name}": score.c_miou for name, score in columns.items() if score.c_miou is not None}
         values["foreground_share_true"] = self.foreground_share_true
-        for name, cam in (("cam", self.cam), ("cam_aux", self.cam_aux)):
-            if cam is not None and cam.threshold_loss is not None and cam.foreground_share is not None:
-                values[f"{name}_threshold_loss"] = cam.threshold_loss
-                values[f"foreground_share_{name}"] = cam.foreground_share
+        for name, own in (("cam", self.cam), ("cam_aux", self.cam_aux)):
+            if own is not None and own.threshold_loss is not None and own.foreground_share is not None:
+                values[f"{name}_threshold_loss"] = own.threshold_loss
+                values[f"foreground_share_{name}"] = own.foreground_share
         return values
 
     def per_class(self) -> dict[str, dict[str, float]]:
