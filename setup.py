@@ -19,6 +19,7 @@ setup(
         "pillow>=10.3",
         "pyyaml>=6.0",
         "safetensors>=0.4",
+        "huggingface_hub>=0.23",
         "tensorboard>=2.16",
         "tqdm>=4.66",
     ],

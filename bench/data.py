@@ -39,7 +39,7 @@ from cosa_fast.data_pipeline.datasets.voc import LISTS
 from cosa_fast.device import pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.run import manifest
-from cosa_fast.run.data import augmentation, dali_problem
+from cosa_fast.run.data import dali_problem
 
 QUALITY = 90  # of enlarged images
 READS = 5  # times all files are read
@@ -172,7 +172,7 @@ def pipelines() -> list[str]:
 
 def providers(config: Config, stage: str, root: Path, counts: list[int], names: list[str]) -> list[Provider]:
     """All that a stage is measured with."""
-    views, size, seed = augmentation(config), config.optim.batch_size, config.run.seed
+    views, size, seed = config.data, config.optim.batch_size, config.run.seed
     return [
         Provider(name, count, stage, root, _pack(root, source), views, size, seed)
         for name, source, count in product(names, SOURCES, counts)

@@ -1,10 +1,13 @@
-"""What every command line shares: how errors reach the user."""
+"""What the command lines share: how errors reach the user, and how networks are named."""
 
 import os
 import sys
 from collections.abc import Callable
 
 from cosa_fast.errors import QuietError, UserError
+
+# What --network may say. ON is the student of checkpoints and results.json, AN the teacher.
+NETWORKS = {"on": "on", "an": "an", "student": "on", "teacher": "an"}
 
 
 def run_cli(main: Callable[[list[str]], int]) -> int:
@@ -21,7 +24,6 @@ def run_cli(main: Callable[[list[str]], int]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; point stdout elsewhere so that the interpreter's last flush
-        # stays quiet.
+        # The reader of our output (head, less) has gone. The interpreter's last flush would fail, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
-from cosa_fast.run.training import Summary, finish, train
+from cosa_fast.run.training import Summary, train
 
 
 def baseline(config: Config) -> Config:
@@ -22,10 +22,10 @@ def baseline(config: Config) -> Config:
 def report(cosa: Summary, cam_only: Summary) -> str:
     """The figures side by side, mIoU in percent."""
     figures = {name: result.summary() for name, result in cosa.results.items()}
-    cam = cam_only.results["student"].summary()
+    cam = cam_only.results["on"].summary()
     rows = [
-        ("CoSA, online network (ON)", "label-free", figures["student"]["seg_label_free"]),
-        ("CoSA, assignment network (AN)", "label-free", figures["teacher"]["seg_label_free"]),
+        ("CoSA, online network (ON)", "label-free", figures["on"]["seg_label_free"]),
+        ("CoSA, assignment network (AN)", "label-free", figures["an"]["seg_label_free"]),
         (
             "CAMs alone, same iterations",
             "label-free, best threshold",
@@ -50,9 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     cosa = train(config, overwrite=True)
     if not (cosa.results and cam_only.results):
         return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
-    finish(cosa, config)
     print(f"\n{report(cosa, cam_only)}\n")
-    print(f"pictures: {cosa.directory / 'gallery.png'}   ({time.perf_counter() - started:.0f} s)")
+    print(f"pictures: {cosa.folder.gallery}   ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

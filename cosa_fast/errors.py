@@ -16,11 +16,11 @@ class QuietError(UserError):
     """An error that another process of the same run has already told the user of."""
 
 
-def hint(name: str, known: Collection[str]) -> str:
-    """' (did you mean X?)' for the nearest known name, or nothing."""
+def hint(name: str, known: Collection[str], prefix: str = "") -> str:
+    """ " (did you mean 'X'?)" for the nearest known name, shown behind `prefix`; or nothing."""
     lowered = {candidate.lower(): candidate for candidate in known}
     match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""
+    return f" (did you mean {prefix + lowered[match[0]]!r}?)" if match else ""
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -1,8 +1,9 @@
-"""Looking up, reading and writing small files, with errors a user understands."""
+"""Reading and writing small files, with errors a user understands."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,42 +34,54 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); mend the file") from None
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write the file as a whole. UserError as in `written_aside`."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, indented by 2, with null for numbers that JSON has not (NaN, infinities). UserError as in
+    `written_aside`."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """The place beside `path` to write to, renamed when the block is done: a reader sees the old file or the whole new
-    one. UserError if the place cannot be written.
+def written_aside(path: Path, remedy: str = "choose another place", kind: str = "") -> Iterator[Path]:
+    """A place beside `path` to write to. When the block is done, its content is brought to the disk and takes the name
+    `path`: a reader, and whoever comes after a loss of power, finds the old file or the whole new one.
+
+    Raises UserError, which names `kind` and path and ends with `remedy`, where it cannot be written (a full disk, a
+    read-only folder); `path` is then as it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _sync(aside)
         aside.replace(path)
+        with suppress(OSError):  # some network disks do not sync folders
+            _sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+        name = f"{kind} {path}".strip()
+        raise UserError(f"{name}: cannot be written ({error.strerror or error}); {remedy}") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
-def file_names(folder: Path) -> set[str]:
-    """The names in a folder; none if it does not exist."""
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def require_files(images: Sequence[Path], source: Path) -> None:
-    """UserError if a listed image is not there. Lists each folder once: far cheaper than a look-up per file on a
-    network disk.
-    """
-    present = {folder: file_names(folder) for folder in {image.parent for image in images}}
-    missing = [image for image in images if image.name not in present[image.parent]]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of {len(images)} listed images are missing, first {missing[0]}; "
-            "restore them or take them off the list"
-        )
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

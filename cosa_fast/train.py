@@ -4,7 +4,7 @@ import argparse
 
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
-from cosa_fast.run.training import finish, train
+from cosa_fast.run.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,10 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
+    for name, result in summary.results.items():
+        print(f"\n{name.upper()} at iteration {summary.iteration}\n{result.table()}")
     if summary.results:
-        finish(summary, config)
-        for name, result in summary.results.items():
-            print(f"\n{name} at iteration {summary.iteration}\n{result.table()}")
         print(f"\nwritten to {summary.directory}")
     return 0
 

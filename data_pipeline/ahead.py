@@ -1,4 +1,4 @@
-"""Reading ahead with threads."""
+"""Loading ahead with threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +10,9 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Iterator: for each batch of numbers the list of `load(number)`, loaded by `threads` threads up to `prefetch`
-    batches ahead.
-
-    An exception of `load` is raised in place of its batch, after all batches before it. To be closed.
+    """For each batch of numbers the list of their `load(number)`; `threads` threads load up to `prefetch` batches
+    ahead. An exception of `load` is raised in place of its batch, after all batches before it. `close()` ends the
+    threads.
     """
 
     def __init__(self, load: Callable[[int], T], batches: Iterable[list[int]], threads: int, prefetch: int) -> None:
@@ -34,5 +33,5 @@ class Ahead(Generic[T]):
         return [future.result() for future in self._under_way.popleft()]
 
     def close(self) -> None:
-        """End the threads; what has not been begun is dropped."""
+        """End the threads. What they have begun is finished, the rest is dropped."""
         self._pool.shutdown(cancel_futures=True)

@@ -32,7 +32,7 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `function` of every tensor."""
+        """The batch with `function` applied to every tensor."""
         return Batch(
             weak=function(self.weak),
             strong=function(self.strong),
@@ -43,7 +43,7 @@ class Batch:
         )
 
     def split(self, parts: int) -> list["Batch"]:
-        """The batch in so many equal parts, as views. ValueError unless its images can be shared out evenly."""
+        """The batch in equal parts, which share its memory. ValueError if its images cannot be shared out evenly."""
         count = len(self.weak) // parts
         if count * parts != len(self.weak):
             raise ValueError(f"parts: got {parts} for {len(self.weak)} images, want a divisor")

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from cosa_fast.data_pipeline.ahead import Ahead
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.images import upright_size
 from cosa_fast.data_pipeline.views.pixels import normalise_pixels
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are read. pipeline: who decodes them, PIL for "torch". threads: that read and decode. prefetch:
-    batches read ahead.
+    """How images are read. pipeline: DALI or PIL ("torch") decodes them. threads: so many read and decode. prefetch: so
+    many batches are read ahead.
     """
 
     pipeline: Literal["dali", "torch"] = "torch"
@@ -42,8 +41,9 @@ def evaluation_stream(
     """(images (N, 3, H, W) float32, normalised; truths (N, H, W) uint8 in {0..C, 255}), both on `device`: up to
     `batch_size` images of one size at a time.
 
-    batch_size 1: in the order of `indices`. Else ordered by size, for which the header of each file is read first.
-    UserError for an image or mask that is missing or unreadable, after everything before it.
+    batch_size 1: in the order of `indices`, and each file is read once. Else ordered by size, for which the head of
+    each image file is read before. UserError for an image or mask that is missing or unreadable; everything before it
+    has been yielded by then.
     """
     batches = [[index] for index in indices]
     if batch_size > 1:
@@ -64,7 +64,8 @@ def _decoded_by_pil(
     """((N, H, W, 3) uint8 on `device`, N masks) of each batch."""
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(dataset.image(index)), dataset.mask(index)
+        image = np.array(dataset.image(index))
+        return image, dataset.mask(index, image.shape[:2])
 
     with closing(Ahead(load, batches, loading.threads, loading.prefetch)) as ahead:
         for items in ahead:
@@ -73,14 +74,10 @@ def _decoded_by_pil(
 
 def _of_one_size(dataset: ImageDataset, indices: Sequence[int], batch_size: int, threads: int) -> list[list[int]]:
     """Batches of indices whose images are equally large."""
-
-    def size(index: int) -> tuple[int, int]:
-        return upright_size(dataset.image_path(index), dataset.encoded(index))
-
     by_size: dict[tuple[int, int], list[int]] = {}
     with ThreadPoolExecutor(threads) as pool:
-        for index, found in zip(indices, pool.map(size, indices), strict=True):
-            by_size.setdefault(found, []).append(index)
+        for index, size in zip(indices, pool.map(dataset.size, indices), strict=True):
+            by_size.setdefault(size, []).append(index)
     return [
         same[start : start + batch_size]
         for _, same in sorted(by_size.items())

@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Positions:
-    """The sample positions of one rank's batches: every `step` positions the next `length` ones, without end."""
+    """The sample positions of one rank's batches, without end: batch k holds `length` positions, from start + k·step
+    on.
+    """
 
     start: int
     length: int
@@ -56,8 +58,8 @@ def read_at(
 ) -> tuple[int, T, list[str]]:
     """(index, read(index), problems) of the image that the sample at `position` shows, in a set of `length` images.
 
-    Where `read` raises UserError: "stop" lets it through; "skip" takes the next readable image in the order of the set
-    and adds the error's text to the problems. So the choice depends on the files alone. UserError if none is readable.
+    Where `read` raises UserError, "stop" lets it through; "skip" adds its text to the problems and takes the next
+    readable image in the order of the set, so the choice depends on the files alone. UserError if none is readable.
     """
     first = image_index(seed, position, length)
     problems: list[str] = []
@@ -73,7 +75,7 @@ def read_at(
 
 
 class SkipNotes:
-    """Says on stderr what is skipped, each file once."""
+    """Says on stderr which files are skipped, each once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()

@@ -14,11 +14,8 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least, read_at
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig, draw
-from cosa_fast.data_pipeline.views.pixels import Views, normalise, render
+from cosa_fast.data_pipeline.views.pixels import Views, render
 from cosa_fast.errors import UserError
-
-__all__ = ["TorchPipeline", "normalise"]
-
 
 _KILLED = (
     "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
@@ -29,10 +26,10 @@ _KILLED = (
 class TorchPipeline:
     """An endless stream of augmented batches over `dataset`.
 
-    Batch k holds the sample positions start + k·batch_size ...; image and parameters of a position depend on (seed,
-    position) alone, so the stream is the same for any number of workers, and continues exactly when `start` is set to
-    the number of samples already used. Of each batch, rank r of `ranks` gets the r-th of equal parts: together the
-    ranks see what one alone would. Iterating again begins at `start` again.
+    Batch k holds the batch_size sample positions from start + k·batch_size on. Image and parameters of a position
+    depend on (seed, position) alone: so the stream is the same for any number of workers, and goes on exactly where it
+    ended when `start` is the number of samples already used. Rank r of `ranks` gets the r-th of equal parts of each
+    batch: together the ranks see what one alone would. Iterating again begins at `start` again.
     prefetch: batches that each worker prepares ahead. pinned: in page-locked memory, on the way to a GPU.
     with_truth: also read the masks (studies only); otherwise no mask file is ever opened.
     unreadable: "stop" raises the UserError of an image that cannot be read; "skip" shows the next readable image of the
@@ -129,8 +126,9 @@ class _Samples(Dataset[_Sample | _Failure]):
 
     def _sample(self, position: int) -> _Sample:
         index, image, problems = read_at(self.seed, position, len(self.dataset), self.unreadable, self.dataset.image)
-        mask = self.dataset.mask(index) if self.with_truth else None
-        parameters = draw(self.seed, position, (image.height, image.width), self.config)
+        size = (image.height, image.width)
+        mask = self.dataset.mask(index, size) if self.with_truth else None
+        parameters = draw(self.seed, position, size, self.config)
         views = render(image, mask, parameters, self.config)
         return _Sample(views, torch.from_numpy(self.dataset.labels(index)), self.dataset.ids[index], problems)
 
@@ -155,8 +153,7 @@ def _collate(samples: list[_Sample | _Failure]) -> _Collated | _Failure:
 
 def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C and SIGTERM often reach the whole process group. The parent decides what they mean, saves, and ends its
-    workers itself:
-    a worker obeys SIGTERM only from its parent.
+    workers itself: a worker obeys SIGTERM only where its parent sent it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

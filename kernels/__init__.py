@@ -4,6 +4,15 @@ Every function takes `backend`: "auto" and "reference" run plain PyTorch on any 
 any strides; half types are computed in float32 and give float32 results, float64 is kept, so that derivatives can be
 checked. B images, C foreground classes, K = C + 1 channels with background at index 0, ignore index 255.
 Bad arguments raise a ValueError that names the argument; values inside tensors are never read back.
+
+fuse_cams, perplexity, raw_cross_entropy, seg_to_cam_loss, contrastive_separation, histogram, fit_mixture, adamw_ema,
+bilateral_filter, dense_energy: one operator each
+contrastive_rows: what contrastive_separation compares, and its gradient's way back to the CAM
+reference: the definitions
+launch: how kernels are launched, with which blocks, and how they are compiled without a GPU
+triton_functions: what several kernels share on the device
+sums: numerators and normalisers into losses, the class balance
+validation: what an argument must be
 """
 
 from .adamw_ema import adamw_ema_

@@ -1,61 +1,29 @@
-"""Prediction from files: what is written, what is never touched, and what happens when something is wrong."""
-
-from __future__ import annotations
+"""python -m cosa_fast.predict: what is written, what is never touched, and what happens when something is wrong."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from evaluation_support import CLASSES, TINY_MODEL, picture, random_network, save_networks
 from PIL import Image
 
 from cosa_fast import cli, predict
-from cosa_fast.config.parsing import config_to_dict
-from cosa_fast.config.schema import Config, EvalConfig, ModelConfig
+from cosa_fast.config.schema import Config, EvalConfig
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.inference import segment
 from cosa_fast.evaluation.networks import load_networks
-from cosa_fast.network.build import build_model
-from cosa_fast.run.checkpoint import save
-
-CLASSES = ("cat", "dog", "horse")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a tiny network with random heads, student and teacher different."""
+    """A checkpoint of tiny random networks."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = ModelConfig(backbone="test_vit", weights="none", aux_layer=-2, decoder_width=16, decoder_dilation=1)
-    config = Config(model=model)
-    config = replace(config, eval=EvalConfig(scales=(1.0, 0.5)))
-    networks = [build_model(config.model, len(CLASSES)) for _ in range(2)]
-    with torch.no_grad():
-        for network in networks:
-            for parameter in network.parameters():  # large enough for maps that vary from cell to cell
-                parameter.normal_(std=0.3)
+    config = Config(model=TINY_MODEL, eval=EvalConfig(scales=(1.0, 0.5)))
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    state = {
-        "config": config_to_dict(config),
-        "classes": list(CLASSES),
-        "iteration": 1,
-        "student": networks[0].state_dict(),
-        "teacher": networks[1].state_dict(),
-        "thresholds": [],
-    }
-    save(path, state)
-    return path
-
-
-def picture(path: Path, width: int = 100, height: int = 70, seed: int = 0) -> Path:
-    """An image of random blocks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST).save(path)
-    return path
+    return save_networks(path, random_network(0), random_network(1), config)
 
 
 def indices(path: Path) -> np.ndarray:
@@ -71,7 +39,7 @@ def test_pixels_of_the_png_are_the_class_indices(trained: Path, tmp_path: Path) 
     networks = load_networks(trained)
     with Image.open(source) as image:
         pixels = normalise(image.convert("RGB"), networks.config.data.mean, networks.config.data.std)
-    expected = segment(networks.teacher, pixels, (70, 100), (1.0, 0.5), flip=True).numpy()
+    expected = segment(networks.an, pixels, (70, 100), (1.0, 0.5), flip=True).numpy()
     assert len(np.unique(expected)) > 1
     assert np.array_equal(indices(output / "a.png"), expected)
     with Image.open(output / "a_overlay.jpg") as image:
@@ -81,12 +49,15 @@ def test_pixels_of_the_png_are_the_class_indices(trained: Path, tmp_path: Path) 
 def test_network_and_scales_are_those_asked_for(trained: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg", 64, 64)
     results = []
-    for number, options in enumerate(([], ["--network", "student"], ["--scales", "[1.5,2]"])):
+    options = ([], ["--network", "on"], ["--scales", "[1.5,2]"], ["--network", "teacher"], ["--network", "student"])
+    for number, each in enumerate(options):
         output = tmp_path / str(number)
-        predict.main([str(trained), str(source), "-o", str(output), *options])
+        predict.main([str(trained), str(source), "-o", str(output), *each])
         results.append(indices(output / "a.png"))
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
+    assert np.array_equal(results[0], results[3])
+    assert np.array_equal(results[1], results[4])
 
 
 def test_labels_limit_what_may_be_predicted(trained: Path, tmp_path: Path) -> None:
@@ -169,20 +140,6 @@ def test_earlier_results_are_replaced(trained: Path, tmp_path: Path) -> None:
     assert not np.array_equal(indices(output / "a.png"), student)
 
 
-def test_large_image_is_shrunk_for_the_network_alone(trained: Path, tmp_path: Path) -> None:
-    source, output = picture(tmp_path / "a.jpg", 900, 300), tmp_path / "out"
-    networks = load_networks(trained)
-    sizes: list[tuple[int, ...]] = []
-    networks.teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-    job = predict.plan([source], output)[0]
-    output.mkdir()
-    (_, classes), *_ = predict.predict(networks, [job], max_side=96, scales=(1.0,))
-    assert sizes == [(2, 3, 32, 96)]
-    assert isinstance(classes, np.ndarray)
-    assert classes.shape == (300, 900)
-    assert indices(job.mask).shape == (300, 900)
-
-
 def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg", 60, 32)
     exif = Image.Exif()
@@ -207,13 +164,6 @@ def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list
     with pytest.raises(UserError, match=message) as caught:
         predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *[f"{options[0]}={options[1]}"]])
     assert "\n" not in str(caught.value)
-
-
-def test_sources_that_hold_no_image_are_named(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        predict.plan([tmp_path / "nowhere"], tmp_path)
-    with pytest.raises(UserError, match="no images in"):
-        predict.plan([tmp_path], tmp_path)
 
 
 def test_output_that_is_a_file_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.datasets.synthetic import generate
 from cosa_fast.errors import UserError
 from cosa_fast.prepare import main
@@ -27,6 +29,20 @@ def root(tmp_path: Path) -> Path:
 
 def run(root: Path, *options: str, split: str = "train") -> int:
     return main(["--format", "voc", "--root", str(root), "--split", split, "--workers", "0", *options])
+
+
+@pytest.fixture
+def lines_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """lines_of(*options): what a command line that fails says on stderr."""
+
+    def call(*options: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["prepare", "--format", "voc", "--root", str(root), *options])
+        assert run_cli(main) == 2
+        return capsys.readouterr().err.strip().splitlines()
+
+    return call
 
 
 def test_every_source_gives_the_same_labels(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,17 +73,12 @@ def test_splits_are_gathered_in_one_file(root: Path) -> None:
     assert json.loads((root / "labels.json").read_text()) == whole
 
 
-def test_all_bad_images_are_reported_at_once(root: Path) -> None:
+def test_all_bad_images_are_reported_at_once(root: Path, lines_of: Callable[..., list[str]]) -> None:
     before = (root / "labels.json").read_text()
     for index in (2, 5, 7):
         path = root / "JPEGImages" / f"train_0000{index}.jpg"
         path.write_bytes(path.read_bytes()[:-150])
-    command = [sys.executable, "-m", "cosa_fast.prepare", "--format", "voc", "--split", "train", "--workers", "2"]
-    done = subprocess.run(
-        [*command, "--root", str(root)], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ}, timeout=60
-    )
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2
+    lines = lines_of("--split", "train", "--workers", "2")
     assert [line.startswith("bad: ") for line in lines] == [True, True, True, False]
     for index, line in zip((2, 5, 7), lines, strict=False):
         assert f"train_0000{index}.jpg" in line
@@ -139,17 +150,23 @@ def test_bad_images_are_not_packed(root: Path) -> None:
     assert not list(root.rglob("*.tar*"))
 
 
-def test_errors_of_packing_are_one_line_with_exit_status_2(root: Path) -> None:
-    command = [sys.executable, "-m", "cosa_fast.prepare", "--format", "voc", "--root", str(root), "--workers", "0"]
-
+def test_errors_of_packing_are_one_line(root: Path, lines_of: Callable[..., list[str]]) -> None:
     def error(*options: str) -> str:
-        done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        return done.stderr
+        (line,) = lines_of("--workers", "0", *options)
+        return line
 
     assert "choose a name that ends in .tar" in error("--split", "train", "--pack", str(root / "photo.jpg"))
     (root / "taken.tar").mkdir()
     assert "taken.tar: cannot be written" in error("--split", "train", "--pack", str(root / "taken.tar"))
     (root / "ImageSets/Segmentation/twice.txt").write_text("train_00001\ntrain_00001\n")
     assert "twice: the list has the id train_00001 2 times" in error("--split", "twice", "--pack")
+
+
+def test_fewer_than_no_workers_are_refused(lines_of: Callable[..., list[str]]) -> None:
+    assert lines_of("--split", "train", "--workers", "-1") == ["error: --workers is -1; wanted 0 or more"]
+
+
+def test_the_module_runs_as_a_command() -> None:
+    command = [sys.executable, "-m", "cosa_fast.prepare", "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.startswith("usage: python -m cosa_fast.prepare")) == (0, True)

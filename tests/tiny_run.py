@@ -16,7 +16,6 @@ from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.synthetic import generate
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.engine.plain import Engine
-from cosa_fast.run.data import augmentation
 
 CLASSES = 5
 
@@ -94,7 +93,7 @@ def batches(tiny_values: dict[str, Any]) -> list[Batch]:
     """The first four batches of the tiny data set, with their masks."""
     config = config_from_dict(tiny_values, where="tiny")
     dataset = open_dataset("voc", config.data.root, "train")
-    stream = iter(TorchPipeline(dataset, augmentation(config), config.optim.batch_size, seed=0, with_truth=True))
+    stream = iter(TorchPipeline(dataset, config.data, config.optim.batch_size, seed=0, with_truth=True))
     return [next(stream) for _ in range(4)]
 
 

@@ -7,7 +7,7 @@ logarithms, the special-function unit's work. Both are what the formula needs, n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class Size:
     """Images B, classes C, pixels of a side, type of CAMs, logits or gradients.
 
-    Variants: "batch", pairs over the whole batch; "published", as the published recipes call the losses; "groups",
-    a rate for every parameter, as groups of them need.
+    Variants: "batch", pairs over the whole batch; "probability", pairs of probability vectors; "published", as the
+    published recipes call the losses; "groups", a rate for every parameter, as groups of them need.
     """
 
     classes: int = VOC
@@ -295,13 +295,19 @@ def _contrastive_separation(size: Size, scene: Scene) -> Problem:
     positive, negative = _pairs(size, scene, category, confidence, threshold, valid)
     cells, maps = size.batch * size.tokens**2, cam.numel() * size.itemsize
     read = maps + cells * (4 + category.element_size() + 1)  # the CAM, ν, ŷ, valid
+    probability = size.variant == "probability"
+    channels = size.classes + probability  # with one for the background; σ of the CAM is nothing beside the pairs
+    keywords: dict[str, Any] = {"scope": size.scope}
+    if probability:
+        keywords |= {"vectors": "probability", "image_labels": scene.labels()}
+        read += 4 * size.batch * size.classes
     # An inner product a pair; an exponential a negative, softplus (two) a positive pair.
-    inner = 2 * size.classes * (positive + negative)
+    inner = 2 * channels * (positive + negative)
     forward = Cost(read, exps=negative + 2 * positive, flops=inner)
     # Inner products again, one exponential a pair, the sum of weighted vectors; the CAM's gradient out.
     backward = Cost(read + maps, exps=negative + positive, flops=2 * inner)
     arguments = (cam, category, confidence, threshold, valid)
-    return Problem(kernels.contrastive_separation, arguments, forward, backward, {"scope": size.scope}, [cam])
+    return Problem(kernels.contrastive_separation, arguments, forward, backward, keywords, [cam])
 
 
 def _pairs(
@@ -433,6 +439,8 @@ def base_sizes(name: str, *, quick: bool = False) -> list[Size]:
         for batch in ((4, 16) if "batch" in axes and not quick else (16,))
         for dtype in (("bf16", "fp32") if "dtype" in axes and not quick else ("bf16",))
     ]
+    if "pairs" in axes:  # the paper recipe's vectors
+        sizes += [Size(classes, variant="probability") for classes in (VOC, COCO)]
     return sizes + [Size(variant="groups")] * ("groups" in axes)
 
 
@@ -455,6 +463,7 @@ def static_sizes(name: str, architecture: str, *, quick: bool = False) -> list[S
         sizes.append(Size(DEMO, resolution=128))
     sizes += [Size(variant=variant) for variant in ("published", "groups") if variant in axes]
     if "pairs" in axes:
+        sizes += [replace(size, variant="probability") for size in sizes]
         sizes += [Size(variant="batch"), Size(batch=64, variant="batch")]
     return sizes
 

@@ -24,9 +24,9 @@ from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.device import pick_device
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.evaluator import evaluate_network
+from cosa_fast.evaluation.evaluator import Evaluator
 from cosa_fast.run import manifest
-from cosa_fast.run.data import augmentation, open_datasets
+from cosa_fast.run.data import open_datasets
 
 PRECISIONS = ("fp32", "bf16")
 TERMS = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux")
@@ -40,9 +40,7 @@ def train_both(config: Config, dataset: ImageDataset, device: torch.device) -> t
         for name in PRECISIONS
     }
     stream = iter(
-        TorchPipeline(
-            dataset, augmentation(config), config.optim.batch_size, config.run.seed, workers=config.data.workers
-        )
+        TorchPipeline(dataset, config.data, config.optim.batch_size, config.run.seed, workers=config.data.workers)
     )
     curves: Curves = {name: [] for name in PRECISIONS}
     for iteration in range(1, config.optim.iterations + 1):
@@ -80,17 +78,9 @@ def compare(curves: Curves, length: int, start: int) -> dict[str, dict[str, Any]
 
 def evaluate(engine: FusedEngine, config: Config, dataset: ImageDataset, device: torch.device) -> dict[str, float]:
     """AN's summary on eval.limit images."""
-    return evaluate_network(
-        engine.teacher.model,
-        dataset,
-        classes=dataset.classes,
-        eval=config.eval,
-        teacher=config.teacher,
-        mean=config.data.mean,
-        std=config.data.std,
-        device=device,
-        limit=config.eval.limit,
-    ).summary()
+    single = replace(config, run=replace(config.run, precision="fp32"))
+    evaluator = Evaluator(single, dataset.classes, device)
+    return evaluator.evaluate(engine.teacher.model, dataset, limit=config.eval.limit).summary()
 
 
 def compare_phases(config: Config, curves: Curves, length: int) -> dict[str, dict[str, Any]]:

@@ -10,20 +10,21 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import pipeline_def
 from PIL import Image
 
 from cosa_fast.config.schema import Config
-from cosa_fast.data_pipeline.dali.feed import File, images_of
-from cosa_fast.data_pipeline.dali.operations import apply_colour, blur, cut
+from cosa_fast.data_pipeline.dali.feed import File
 from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
-from cosa_fast.data_pipeline.dali.samples import INPUTS, Sample, arguments
+from cosa_fast.data_pipeline.dali.pipeline import views as graph_views
+from cosa_fast.data_pipeline.dali.samples import Sample, graph_inputs
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.images import lossless, read_image
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
@@ -69,7 +70,7 @@ def views(files: Sequence[bytes], parameters: Sequence[AugmentParameters], devic
 def distance(pairs: Pairs, border: int = 0) -> Row:
     """Mean and maximum of the absolute differences, the share that is above 1, and the maximum more than `border`
     pixels away from the edges."""
-    differences = [np.abs(a.astype(int) - b.astype(int)) for a, b in pairs]
+    differences = [np.abs(a.astype(np.int16) - b.astype(np.int16)) for a, b in pairs]
     inside = [d[border : d.shape[0] - border, border : d.shape[1] - border] for d in differences]
     values = np.concatenate([d.ravel() for d in differences])
     return {
@@ -159,6 +160,7 @@ def main() -> None:
         asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+@lru_cache(maxsize=32)
 def _image(file: bytes) -> Image.Image:
     return read_image(Path("image"), file)
 
@@ -180,13 +182,11 @@ def _with_dali(
         Sample(File(0, np.frombuffer(file, np.uint8) if gpu else np.array(_image(file)), size), "", p, none, None, [])
         for file, size, p in zip(files, sizes, parameters, strict=True)
     ]
-    inputs = arguments(batch, CROP)
+    inputs = graph_inputs(batch, CROP)
 
     def graph() -> tuple[Any, ...]:
-        source = fn.external_source(source=lambda: inputs, num_outputs=INPUTS, batch=True)
-        content, start, end, size, blurred, row, column, *colour, position = source
-        weak = blur(cut(images_of(content, gpu), start, end, size), blurred, row, column)
-        return weak, apply_colour(weak, *colour), position
+        weak, strong, used = graph_views(lambda: inputs, gpu)
+        return weak, strong, used.position
 
     index = device.index or 0 if gpu else None
     define = pipeline_def(batch_size=len(files), num_threads=2, device_id=index, enable_conditionals=True)

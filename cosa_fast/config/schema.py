@@ -1,13 +1,13 @@
-"""The configuration: frozen dataclasses that name every setting of the method .
+"""Every setting of a run: frozen dataclasses, one a section, and the checks that one setting alone cannot show.
 
-Defaults are the paper recipe on PASCAL VOC. `load_config` reads a YAML file strictly (config_parsing.py), applies
-`key=value` overrides, and checks what one field alone cannot show.
+Defaults are the paper's recipe on PASCAL VOC. `parsing.py` makes them of files and of what a user types.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
 
@@ -17,14 +17,15 @@ def bounded(default: Any, *, low: float | None = None, high: float | None = None
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Images and views. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one
-    file, as `prepare --pack` writes it (None: image files). `mean`, `std`: what the backbone was trained with.
+class DataConfig(AugmentConfig):
+    """Images, and with `AugmentConfig`'s settings their views. `mean` and `std` are those that the backbone was trained
+    with. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one file, as
+    `prepare --pack` writes it (None: image files).
 
     `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
     with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
-    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it: show the next one of
-    the set."""
+    ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it, which shows the next
+    one of the set in its place."""
 
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
@@ -33,14 +34,6 @@ class DataConfig:
     labels: str | None = None
     pack: str | None = None
     classes: tuple[str, ...] | None = None
-    crop_size: int = bounded(448, low=16)
-    scale_range: tuple[float, float] = bounded((0.5, 2.0), low=0.01, high=16.0)
-    flip_probability: float = bounded(0.5, low=0.0, high=1.0)
-    blur_probability: float = bounded(0.5, low=0.0, high=1.0)
-    blur_radius: tuple[float, float] = bounded((0.1, 2.0), low=0.0)
-    strong: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), low=1e-3)
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     workers: int = bounded(8, low=0, high=256)
     prefetch: int = bounded(2, low=1, high=64)
@@ -49,10 +42,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `weights`: "hub", "none" or a file. `aux_layer`: block of F†, counted from the end (None: no
-    auxiliary head).
-    `arguments` go to timm.create_model. `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: for small
-    GPUs, ON's backbone computes its blocks again in the backward pass instead of keeping what is inside them."""
+    """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
+    counted from the end (None: no auxiliary head). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on
+    small GPUs ON's backbone computes its blocks again in the backward pass instead of keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
@@ -68,8 +60,8 @@ class ModelConfig:
 class TeacherConfig:
     """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
 
-    `attention`: "sdpa" runs a ViT once per scale; the others pack all scales into one pass and differ in the kernel
-    that keeps attention within each image (cosa_fast/attention.py)."""
+    `attention`: "sdpa" runs a ViT once per scale; the others run all scales in one pass and differ in the kernel that
+    keeps attention within each image (network/attention.py)."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
@@ -96,7 +88,10 @@ class ThresholdConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all."""
+    """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all.
+
+    `csc_vectors`: what csc compares, the CAM's probabilities beside a background channel of their own, or its raw
+    logits."""
 
     cls: float = bounded(1.0, low=0.0)
     cls_aux: float = bounded(1.0, low=0.0)
@@ -112,6 +107,7 @@ class LossConfig:
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
     s2c_temperature: float = bounded(0.01, low=1e-6)
     s2c_relu: bool = False
+    csc_vectors: Literal["probability", "logits"] = "probability"
     csc_epsilon: float = bounded(1.0, low=0.0)
     csc_temperature: float = bounded(0.5, low=1e-6)
     csc_scope: Literal["image", "batch"] = "image"
@@ -141,9 +137,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
-    the mean besides
-    background (None: all). `coexistence`: names of C-mIoU. `limit`: images used in the loop (None: all). `batch_size`:
-    images of one size that are forwarded at once."""
+    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: images of an evaluation during
+    training (None: all). `batch_size`: images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -195,13 +190,13 @@ class Config:
 
 
 def check_combinations(config: Config, where: str) -> None:
+    """UserError, beginning with `where`, for values that do not go together."""
+
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise UserError(f"{where}: {message}")
 
     for key, (low, high) in {
-        "data.scale_range": config.data.scale_range,
-        "data.blur_radius": config.data.blur_radius,
         "threshold.band": config.threshold.band,
         "threshold.band_aux": config.threshold.band_aux,
         "threshold.clamp": config.threshold.clamp,

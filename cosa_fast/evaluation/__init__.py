@@ -1,11 +1,11 @@
 """What a network is worth, and what it says of an image.
 
-evaluator: one network over one set: mIoU of segmentation, CAM, CAM†, ensemble
+evaluator: a network over a set: mIoU of segmentation, CAM, CAM†, ensemble
 result: the figures of an evaluation, and their table
 metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales
 cam: M' of one image
 crf: mean-field CRF on the exact dense filter, or on pydensecrf
 networks: networks back from a checkpoint's file
-prediction: segmentations of any images
+prediction: segmentations of any images; which files they go to
 """

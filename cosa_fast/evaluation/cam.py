@@ -33,7 +33,7 @@ def strongest(maps: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return confidence, present[index] + 1
 
 
-def present_classes(truth: Tensor) -> Tensor:
-    """(P,) int64 indices in 0..C-1 of the foreground classes in the mask: the image's true label."""
-    occurs = torch.bincount(truth.flatten(), minlength=IGNORE_INDEX + 1) > 0
+def classes_in(mask: Tensor) -> Tensor:
+    """(P,) int64 indices in 0..C-1 of the foreground classes in a mask (H, W) uint8: the image's true label."""
+    occurs = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1) > 0
     return occurs[1:IGNORE_INDEX].nonzero()[:, 0]

@@ -1,7 +1,6 @@
-"""Evaluation of one network on one set of images with masks (METHOD section 7).
+"""Evaluation of networks on a set of images with masks (METHOD section 7).
 
-Images are forwarded at their own size, those of one size together if asked for; of each only counts are kept, so memory
-does not grow with the set.
+Every image is forwarded at its own size. Only counts of pixels are kept of it, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluation_stream
+from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError, hint
-from cosa_fast.evaluation.cam import normalised_cams, present_classes, strongest
+from cosa_fast.evaluation.cam import classes_in, normalised_cams, strongest
 from cosa_fast.evaluation.inference import (
     allowed_classes,
     best_class,
@@ -28,70 +28,94 @@ from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, mean_i
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
 if TYPE_CHECKING:
-    from cosa_fast.config.schema import EvalConfig, TeacherConfig
+    from cosa_fast.config.schema import Config
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
     from cosa_fast.network.model import CoSANet, Outputs
 
+Thresholds = tuple[float | None, float | None]
 
-def evaluate_network(
-    model: CoSANet,
-    dataset: ImageDataset,
-    *,
-    classes: Sequence[str],
-    eval: EvalConfig,
-    teacher: TeacherConfig,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str,
-    thresholds: tuple[float | None, float | None] = (None, None),
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    ranks: Ranks = ALONE,
-    loading: Loading = BY_PIL,
-    dtype: torch.dtype = torch.float32,
-) -> EvalResult:
-    """Evaluate `model` (on `device`) on `dataset`. No gradient is recorded; the modules' modes are restored.
 
-    classes: the model's C foreground names. thresholds: (ξ, ξ†). limit: that many images, evenly spread. ranks: share
-    the images out; every rank returns the result over all of them. loading: how the images are read.
-    dtype: of the network's matrix products; everything after them is float32.
-    The segmentation uses eval.scales and eval.flip, the CAMs (gated by the mask's classes, cam_label_free by the
-    classes that the classifier predicts) the teacher's; a scale that
-    both name is computed once. progress(done, total) is called after each image.
-    Raises UserError for a set without masks or with other classes, for unknown class names, and for unreadable files.
+class Evaluator:
+    """Evaluates networks of C classes as a configuration says.
+
+    The segmentation uses eval.scales and eval.flip; the CAMs use those of the teacher section. A scale that both name
+    is computed once. run.precision is the type of the network's matrix products; everything after them is float32.
+
+    classes: the C foreground names. device: where the networks are. loading: how the images are read. ranks: they share
+    the images out among themselves, and each of them returns the result over all images.
+    Raises UserError for class names in eval.classes or eval.coexistence that are not among `classes`.
     """
-    _check_dataset(dataset, classes)
-    indices = tuple(range(len(classes) + 1))
-    if eval.classes is not None:
-        indices = (0, *class_indices(eval.classes, classes, "eval.classes"))
-    coexistence = class_indices(eval.coexistence, classes, "eval.coexistence")
-    chosen = _spread(len(dataset), limit)
-    counts = _Counts(("background", *classes), eval.cam_step, thresholds, device)
-    stream = evaluation_stream(
-        dataset, chosen[ranks.rank :: ranks.size], eval.batch_size, mean, std, torch.device(device), loading
-    )
-    with inference(model):
+
+    def __init__(
+        self,
+        config: Config,
+        classes: Sequence[str],
+        device: torch.device | str,
+        *,
+        loading: Loading = BY_PIL,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._config = config
+        self._classes = tuple(classes)
+        self._device = torch.device(device)
+        self._dtype = compute_type(config.run.precision, self._device)
+        self._loading = loading
+        self._ranks = ranks
+        chosen = self._classes if config.eval.classes is None else config.eval.classes
+        self._indices = (0, *class_indices(chosen, classes, "eval.classes"))
+        self._coexistence = class_indices(config.eval.coexistence, classes, "eval.coexistence")
+
+    def evaluate(
+        self,
+        network: CoSANet,
+        dataset: ImageDataset,
+        *,
+        thresholds: Thresholds = (None, None),
+        limit: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EvalResult:
+        """What `network` scores on `dataset`. No gradient is recorded; each module gets its mode (train, eval) back.
+
+        thresholds: (ξ, ξ†), at which the CAMs are scored besides their best ones; None where there is none.
+        limit: only so many images, evenly spread over the set. progress(done, total) is called after each image.
+        Raises UserError for a set without masks or with other classes, and for a file that cannot be read.
+        """
+        _check_dataset(dataset, self._classes)
+        chosen = _spread(len(dataset), limit)
+        config, data = self._config.eval, self._config.data
+        counts = _Counts(("background", *self._classes), config.cam_step, thresholds, self._device)
+        own = chosen[self._ranks.rank :: self._ranks.size]
+        stream = evaluation_stream(dataset, own, config.batch_size, data.mean, data.std, self._device, self._loading)
         done = 0
-        for images, truths in stream:
-            batch = forward_scales(
-                model,
-                images,
-                (*eval.scales, *teacher.scales),
-                flip=eval.flip or teacher.flip,
-                seg_scales=eval.scales,
-                dtype=dtype,
-            )
-            for number, truth in enumerate(truths):
-                outputs = of_image(batch, number, len(images))
-                present = present_classes(truth)
-                counts.add_segmentation([outputs[scale] for scale in eval.scales], eval.flip, present, truth)
-                counts.add_cams([outputs[scale] for scale in teacher.scales], teacher.flip, present, truth)
-                done += 1
-                if progress is not None:
-                    progress(done, len(chosen))
-    for tensor in counts.tensors():
-        ranks.sum_(tensor)
-    return counts.result(len(chosen), indices, coexistence)
+        with inference(network):
+            for images, truths in stream:
+                outputs = self._forward(network, images)
+                for number, truth in enumerate(truths):
+                    self._count(of_image(outputs, number, len(images)), truth, counts)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(chosen))
+        for tensor in counts.tensors():
+            self._ranks.sum_(tensor)
+        return counts.result(len(chosen), self._indices, self._coexistence)
+
+    def _forward(self, network: CoSANet, images: Tensor) -> dict[float, Outputs]:
+        segmentation, cams = self._config.eval, self._config.teacher
+        return forward_scales(
+            network,
+            images,
+            (*segmentation.scales, *cams.scales),
+            flip=segmentation.flip or cams.flip,
+            seg_scales=segmentation.scales,
+            dtype=self._dtype,
+        )
+
+    def _count(self, outputs: dict[float, Outputs], truth: Tensor, counts: _Counts) -> None:
+        """Add one image: its outputs by scale, its mask (H, W) uint8."""
+        segmentation, cams = self._config.eval, self._config.teacher
+        present = classes_in(truth)
+        counts.add_segmentation([outputs[scale] for scale in segmentation.scales], segmentation.flip, present, truth)
+        counts.add_cams([outputs[scale] for scale in cams.scales], cams.flip, present, truth)
 
 
 class _CamCounts:
@@ -124,7 +148,7 @@ class _Counts:
         self,
         classes: tuple[str, ...],
         step: float,
-        thresholds: tuple[float | None, float | None],
+        thresholds: Thresholds,
         device: torch.device | str,
     ) -> None:
         num_classes = len(classes)
@@ -140,7 +164,7 @@ class _Counts:
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
 
     def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
-        """outputs: one per scale of the evaluation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
+        """outputs: one per scale of the segmentation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
         segs = [_rows(output.seg, flip) for output in outputs if output.seg is not None]
         allowed = allowed_classes(present, len(self.classes))
         for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
@@ -148,14 +172,13 @@ class _Counts:
             self.label_aware.update(best_class(logits, allowed), truth[rows])
 
     def add_cams(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
-        """outputs: one per scale of the teacher; present and truth as above."""
+        """outputs: one per scale of the CAMs; present and truth as above."""
         size = (truth.shape[0], truth.shape[1])
-        maps = normalised_cams([_rows(output.cam, flip) for output in outputs], present, size)
+        cams = [_rows(output.cam, flip) for output in outputs]
+        maps = normalised_cams(cams, present, size)
         self.cam.add(maps, present, truth)
         predicted = predicted_classes([_rows(output.logits, flip) for output in outputs])
-        self.cam_label_free.add(
-            normalised_cams([_rows(output.cam, flip) for output in outputs], predicted, size), predicted, truth
-        )
+        self.cam_label_free.add(normalised_cams(cams, predicted, size), predicted, truth)
         aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
         if aux:
             maps_aux = normalised_cams(aux, present, size)
@@ -164,10 +187,8 @@ class _Counts:
 
     def tensors(self) -> list[Tensor]:
         """All that is counted, to be summed over ranks."""
-        cams = [
-            tensor for cam in (self.cam, self.cam_label_free, self.cam_aux, self.ensemble) for tensor in cam.tensors()
-        ]
-        return [self.label_free.counts, self.label_aware.counts, *cams]
+        cams = (self.cam, self.cam_label_free, self.cam_aux, self.ensemble)
+        return [self.label_free.counts, self.label_aware.counts, *(counts for cam in cams for counts in cam.tensors())]
 
     def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
         has_aux = bool(self.cam_aux.sweep.counts.any())
@@ -191,12 +212,13 @@ def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> S
 
 
 def predicted_classes(logits: Sequence[Tensor]) -> Tensor:
-    """(P,) int64 indices of the classes with a mean image logit above 0 (σ > ½); logits: one (1 or 2, C) per scale."""
+    """(P,) int64 indices of the classes that the classifier finds, with a mean logit above 0 (σ > ½). logits: one
+    (1 or 2, C) per scale."""
     return (torch.cat(list(logits)).mean(0) > 0).nonzero()[:, 0]
 
 
 def _rows(maps: Tensor, flip: bool) -> Tensor:
-    """Without flip, only the row of the image itself (the other may exist because somebody else needs it)."""
+    """Both rows, or without flip that of the image itself (segmentation and CAMs may differ in what they flip)."""
     return maps if flip else maps[:1]
 
 

@@ -9,28 +9,35 @@ import torch
 
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
 
 FORMAT = 1
+# Checkpoints, results.json and log.jsonl call ON student and AN teacher.
+NAMES_IN_FILES = {"on": "student", "an": "teacher"}
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), None before co-training or without
-    one."""
+    """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), each None where the run had none yet,
+    or has none at all."""
 
     config: Config
     classes: tuple[str, ...]
     iteration: int
-    student: CoSANet
-    teacher: CoSANet
+    on: CoSANet
+    an: CoSANet
     thresholds: tuple[float | None, float | None]
+
+    def named(self, name: str) -> CoSANet:
+        """The network "on" or "an"."""
+        return {"on": self.on, "an": self.an}[name]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dictionary that `save` wrote. Raises UserError when the file is missing, cut short, or something else."""
+    """The dictionary in a checkpoint, as run/checkpoint.py saved it. Raises UserError when the file is missing, cut
+    short, or something else."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; checkpoints are in runs/NAME/checkpoints/")
@@ -40,32 +47,38 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         state = torch.load(path, map_location=device, weights_only=True)
     # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
     except Exception as error:
-        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({_first_line(error)})") from error
+        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({first_line(error, 120)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
+    # Before there was a choice, csc compared logits.
+    state.get("config", {}).get("loss", {}).setdefault("csc_vectors", "logits")
     return state
 
 
-def load_networks(path: str | Path, device: str = "cpu") -> Networks:
+def load_networks(path: str | Path, device: str | torch.device = "cpu") -> Networks:
     """Both networks of a checkpoint in eval mode, with their configuration; raises UserError as `load` does."""
     state = load(path, device)
     config = config_from_dict(state["config"], ["model.weights=none"], where=str(path))
-    classes = tuple(state["classes"])
-    networks = [build_model(config.model, len(classes)) for _ in range(2)]
-    for network, key in zip(networks, ("student", "teacher"), strict=True):
-        network.load_state_dict(state[key])
-        network.to(device).eval().requires_grad_(False)
-    return Networks(config, classes, int(state["iteration"]), networks[0], networks[1], _thresholds(config, state))
+    classes, iteration = tuple(state["classes"]), int(state["iteration"])
+
+    def network(name: str) -> CoSANet:
+        built = build_model(config.model, len(classes))
+        built.load_state_dict(state[NAMES_IN_FILES[name]])
+        return built.to(device).eval().requires_grad_(False)
+
+    thresholds = _thresholds(config, iteration, state)
+    return Networks(config, classes, iteration, network("on"), network("an"), thresholds)
 
 
-def _thresholds(config: Config, state: dict[str, Any]) -> tuple[float | None, float | None]:
-    if int(state["iteration"]) <= config.optim.cotrain_after or config.threshold.mode == "band":
+def has_thresholds(config: Config, iteration: int) -> bool:
+    """Whether a run has single thresholds ξ and ξ† after so many iterations: not before co-training, nor with bands."""
+    return iteration > config.optim.cotrain_after and config.threshold.mode != "band"
+
+
+def _thresholds(config: Config, iteration: int, state: dict[str, Any]) -> tuple[float | None, float | None]:
+    if not has_thresholds(config, iteration):
         return None, None
     if config.threshold.mode == "fixed":
         return config.threshold.value, config.threshold.value_aux
-    values = [float(item["value"]) for item in state["thresholds"]]
-    return values[0], values[1]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]
+    xi, xi_aux = (float(item["value"]) for item in state["thresholds"])
+    return xi, xi_aux

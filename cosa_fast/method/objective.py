@@ -161,6 +161,8 @@ class Objective:
             target.maps.grid_confidence,
             target.threshold,
             valid_on_grid(batch.valid, grid),
+            vectors=self._config.csc_vectors,
+            image_labels=batch.labels,
             epsilon=self._config.csc_epsilon,
             temperature=self._config.csc_temperature,
             alpha=self._config.alpha,

@@ -1,4 +1,4 @@
-"""Pictures: the palette of class indices, overlays, heat maps, and the gallery of a run."""
+"""The gallery of a run: one sheet of its images, CAMs, pseudo-labels and segmentations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cosa_fast.data_pipeline.views.pixels import normalise
-from cosa_fast.evaluation.cam import normalised_cams, present_classes, strongest
+from cosa_fast.evaluation.cam import classes_in, normalised_cams, strongest
 from cosa_fast.evaluation.inference import forward_scales, inference, segment
+from cosa_fast.files import written_aside
 from cosa_fast.pictures.overlay import heat_map, overlay
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ def gallery(networks: Networks, dataset: ImageDataset, path: Path, count: int = 
     """Write a PNG sheet with one row per image, `count` of them evenly spread over the set.
 
     Columns: image, CAM (M' of AN), CPL (AN, at ξ), segmentation (ON, label-free), and the truth where there is one.
-    The CAMs are gated by the image's true label: the classes of the mask, or the dataset's label where it has no masks.
+    The CAMs are gated by the image's true label: the classes of its mask; the data set's label where that has no masks.
+    UserError if the file cannot be written.
     """
-    threshold = networks.thresholds[0]
-    threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+    threshold = DEFAULT_THRESHOLD if networks.thresholds[0] is None else networks.thresholds[0]
     headings = ["image", "CAM", f"CPL (threshold {threshold:.2f})", "segmentation", *["truth"] * dataset.has_masks]
     count = min(count, len(dataset))
     rows = [_row(networks, dataset, position * len(dataset) // count, threshold) for position in range(count)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(headings, rows).save(path)
+    with written_aside(path) as aside:
+        sheet(headings, rows).save(aside, format="PNG")
 
 
 def sheet(headings: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
@@ -58,13 +59,13 @@ def sheet(headings: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Ima
 def _row(networks: Networks, dataset: ImageDataset, index: int, threshold: float) -> list[Image.Image]:
     image = dataset.image(index)
     mask = dataset.mask(index) if dataset.has_masks else None
-    label = dataset.labels(index).nonzero()[0] if mask is None else present_classes(torch.from_numpy(mask)).numpy()
+    label = dataset.labels(index).nonzero()[0] if mask is None else classes_in(torch.from_numpy(mask)).numpy()
     data, evaluation = networks.config.data, networks.config.eval
-    device = next(networks.student.parameters()).device
+    device = next(networks.on.parameters()).device
     pixels = normalise(image, data.mean, data.std).to(device)
     confidence, category = _assign(networks, pixels, torch.as_tensor(label, device=device))
     size = (image.height, image.width)
-    segmentation = segment(networks.student, pixels, size, evaluation.scales, flip=evaluation.flip).numpy()
+    segmentation = segment(networks.on, pixels, size, evaluation.scales, flip=evaluation.flip).numpy()
     pseudo_label = np.where(confidence >= threshold, category, 0).astype(np.uint8)
     pictures = [image, heat_map(confidence, image), overlay(image, pseudo_label), overlay(image, segmentation)]
     return pictures if mask is None else [*pictures, overlay(image, mask)]
@@ -73,8 +74,8 @@ def _row(networks: Networks, dataset: ImageDataset, index: int, threshold: float
 def _assign(networks: Networks, pixels: Tensor, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """ν and ŷ of AN for one image (3, H, W) on the device, as (H, W) arrays."""
     teacher = networks.config.teacher
-    with inference(networks.teacher):
-        outputs = forward_scales(networks.teacher, pixels[None], teacher.scales, flip=teacher.flip, seg_scales=())
+    with inference(networks.an):
+        outputs = forward_scales(networks.an, pixels[None], teacher.scales, flip=teacher.flip, seg_scales=())
         maps = normalised_cams([output.cam for output in outputs.values()], present, (pixels.shape[1], pixels.shape[2]))
         confidence, category = strongest(maps, present)
     return confidence.cpu().numpy(), category.cpu().numpy()

@@ -1,9 +1,13 @@
 """A whole run.
 
-training: the loop around the step
+training: the loop around the step; pictures and results at the end
+resuming: which checkpoint a run starts from, and whether it fits
+endings: signals, failures, what is saved when
+evaluating: ON and AN in the loop, choice of the best; a checkpoint's networks
+checkpoint: files: save, rotate, newest
+folder: every path below runs/NAME
 data: configuration into data sets, augmentation, pipeline
-checkpoint: files: save, load, rotate
-log: log.jsonl, TensorBoard, bar
+log: log.jsonl, TensorBoard, bar; means and speed
 manifest: versions, machine, commit, seed, data fingerprint
 profiling: --profile: trace and table
 """

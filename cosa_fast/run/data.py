@@ -1,4 +1,4 @@
-"""The data section of a configuration turned into data sets, augmentation parameters and a stream of batches."""
+"""From a configuration to data sets, a pipeline and its stream of batches."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -11,8 +11,7 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
-from cosa_fast.data_pipeline.views.parameters import AugmentConfig
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line, hint
 
 Pipeline = Literal["dali", "torch"]
 
@@ -29,26 +28,10 @@ def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
         raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
-            if name not in training_set.classes:
-                raise UserError(
-                    f"{key}: {name!r} is not a class of {data.root}; it has {', '.join(training_set.classes)}"
-                )
+            if name not in classes:
+                nearest = hint(name, classes)
+                raise UserError(f"{key}: {name!r} is not a class of {data.root}{nearest}; it has {', '.join(classes)}")
     return training_set, validation_set
-
-
-def augmentation(config: Config) -> AugmentConfig:
-    """The data section's part that concerns the views."""
-    data = config.data
-    return AugmentConfig(
-        crop_size=data.crop_size,
-        scale_range=data.scale_range,
-        flip_probability=data.flip_probability,
-        blur_probability=data.blur_probability,
-        blur_radius=data.blur_radius,
-        strong=data.strong,
-        mean=data.mean,
-        std=data.std,
-    )
 
 
 def choose_pipeline(config: Config, device: torch.device, before: Pipeline | None = None) -> tuple[Pipeline, str]:
@@ -72,11 +55,11 @@ def dali_problem(device: torch.device) -> str | None:
         from cosa_fast.data_pipeline.dali.feed import check_device
     except (ImportError, OSError) as error:
         install = 'pip install -c constraints.txt -e ".[dali]"'
-        return f"the package nvidia-dali-cuda130 cannot be imported ({error}); install it: {install}"
+        return f"the package nvidia-dali-cuda130 cannot be imported ({first_line(error)}); install it: {install}"
     try:
         check_device(device)
     except RuntimeError as error:
-        return f"DALI does not work on {device} ({str(error).splitlines()[0]})"
+        return f"DALI does not work on {device} ({first_line(error)})"
     return None
 
 
@@ -98,7 +81,7 @@ def open_pipeline(
     """The stream of training batches from sample position `start` on: the rank-th of `ranks` parts of each."""
     data = config.data
     with_truth = config.loss.guidance == "truth"
-    common = (dataset, augmentation(config), config.optim.batch_size, config.run.seed)
+    common = (dataset, data, config.optim.batch_size, config.run.seed)
     if pipeline == "torch":
         return TorchPipeline(
             *common,

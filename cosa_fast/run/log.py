@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.run.folder import RunFolder
 
 
 class MeanMetrics:
@@ -40,9 +40,9 @@ class MeanMetrics:
 class RunLog:
     """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal."""
 
-    def __init__(self, directory: Path, total: int, start: int) -> None:
-        self._file = (directory / "log.jsonl").open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+    def __init__(self, folder: RunFolder, total: int, start: int) -> None:
+        self._file = folder.log.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=start or None)
         self._terminal = sys.stderr.isatty()
         self._total = total
         self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not self._terminal)
@@ -52,7 +52,7 @@ class RunLog:
         self._bar.update()
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
-        """Log scalars of one kind ("train" or "eval") at an iteration."""
+        """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration."""
         line = {"kind": kind, "iteration": iteration, **values}
         self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
         self._file.flush()
@@ -89,8 +89,7 @@ class RunLog:
 class SilentLog(RunLog):
     """The log of a process whose run another one describes."""
 
-    def __init__(self, directory: Path, total: int, start: int) -> None:
-        pass
+    def __init__(self) -> None: ...
 
     def advance(self) -> None: ...
 
@@ -108,37 +107,43 @@ class StepTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the steps so far, and the time since then."""
         self._start = time.perf_counter()
-        self._waited = 0.0
+        self._seconds_for_data = 0.0
         self._steps = 0
         self._flops: float | None = 0.0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
-    def waited(self, seconds: float, flops: int | None = None) -> None:
-        """One step of `flops` (None: unknown) has ended, `seconds` of it spent waiting for its batch."""
-        self._waited += seconds
+    def step_ended(self, seconds_for_data: float, flops: int | None = None) -> None:
+        """Count a step that waited so long for its batch, and took so many `flops` (None: unknown)."""
+        self._seconds_for_data += seconds_for_data
         self._steps += 1
         self._flops = None if self._flops is None or flops is None else self._flops + flops
 
     def read(self, batch_size: int, replayed_peak: int = 0) -> dict[str, float]:
-        """{images_per_second, seconds_per_iteration, data_wait}; starts anew. Also tflop_per_second, over all ranks,
-        where the steps' FLOPs are known, and on a GPU peak_memory_mib, of this rank's tensors; `replayed_peak`: bytes
-        that replays of a captured step use unseen by the allocator's statistics."""
+        """{images_per_second, seconds_per_iteration, data_wait}; starts anew.
+
+        Also tflop_per_second, over all ranks, where the FLOPs of all steps are known; on a GPU peak_memory_mib of this
+        rank's tensors. `replayed_peak`: bytes that replays of a captured step use, which the allocator does not see.
+        """
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - self._start
-        steps, waited, flops = self._steps, self._waited, self._flops
-        extra = {} if flops is None else {"tflop_per_second": flops / elapsed / 1e12}
-        if self._device.type == "cuda":
-            extra["peak_memory_mib"] = max(torch.cuda.max_memory_allocated(self._device), replayed_peak) / 2**20
-        self.__init__(self._device)  # type: ignore[misc]
-        return {
-            "images_per_second": steps * batch_size / elapsed,
-            "seconds_per_iteration": elapsed / max(steps, 1),
-            "data_wait": waited / elapsed,
-            **extra,
+        figures = {
+            "images_per_second": self._steps * batch_size / elapsed,
+            "seconds_per_iteration": elapsed / max(self._steps, 1),
+            "data_wait": self._seconds_for_data / elapsed,
         }
+        if self._flops is not None:
+            figures["tflop_per_second"] = self._flops / elapsed / 1e12
+        if self._device.type == "cuda":
+            figures["peak_memory_mib"] = max(torch.cuda.max_memory_allocated(self._device), replayed_peak) / 2**20
+        self.restart()
+        return figures
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """What a run was made with: versions, machine, commit, seed and data, written to manifest.json."""
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 from pathlib import Path
@@ -11,12 +10,13 @@ import torch
 
 import cosa_fast
 from cosa_fast.config.schema import Config
+from cosa_fast.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
 
 
 def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, Any]:
-    """The manifest as a dictionary; `extra` is added as it is (data fingerprint, counts)."""
+    """The manifest as a dictionary; `extra` is added to it (data fingerprint, counts)."""
     return {
         "cosa_fast": cosa_fast.__version__,
         "commit": commit(),
@@ -32,11 +32,11 @@ def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, An
 
 
 def write(path: Path, manifest: dict[str, Any]) -> None:
-    """Append-free JSON: the last start of a run describes it; earlier ones are kept under "before"."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Write the manifest of this start; those of earlier ones, which the file holds, go under "before"."""
+    before = read_json(path) if path.is_file() else None
     if before is not None:
         manifest = {**manifest, "before": [*before.pop("before", []), before]}
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(path, manifest)
 
 
 def package_version(package: str) -> str | None:

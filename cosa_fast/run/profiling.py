@@ -1,15 +1,16 @@
 """Where the time of a step goes: torch.profiler around a few iterations of a run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from cosa_fast.errors import UserError
+from cosa_fast.files import write_text
+from cosa_fast.run.folder import RunFolder
 
-# Iterations of this start that are left out: lazy initialisation and compilation. One more warms the profiler itself
-# up, and with it the capture of a CUDA graph is over.
+# The first iterations of a start are left out: they initialise and compile. One more warms the profiler itself up; the
+# capture of a CUDA graph is over by then.
 SKIPPED = 3
 ROWS = 30
 
@@ -21,14 +22,14 @@ def check_iterations(iterations: int | None) -> None:
 
 
 class StepProfiler:
-    """Profiles `iterations` steps (None: does nothing) and leaves `trace.json`, for chrome://tracing or
-    ui.perfetto.dev, and `top.txt`, the operators and kernels with the most time of their own, in `directory`.
+    """Profiles `iterations` steps (None: does nothing) and leaves a trace and a table of what took the most time in the
+    run's folder.
 
     Evaluations and checkpoints between these steps are part of the profile. A run that ends early leaves what there is.
     """
 
-    def __init__(self, iterations: int | None, directory: Path, say: Callable[[str], None]) -> None:
-        self._directory = directory
+    def __init__(self, iterations: int | None, folder: RunFolder, say: Callable[[str], None]) -> None:
+        self._folder = folder
         self._say = say
         self._steps = 0
         self._profile: profile | None = None
@@ -59,12 +60,12 @@ class StepProfiler:
     def _write(self, profiled: profile) -> None:
         if self._steps <= SKIPPED + 1:
             return  # stopped as the first recorded step would have begun
-        self._directory.mkdir(parents=True, exist_ok=True)
-        trace, top = self._directory / "trace.json", self._directory / "top.txt"
+        trace, top = self._folder.trace, self._folder.top
+        trace.parent.mkdir(parents=True, exist_ok=True)
         profiled.export_chrome_trace(str(trace))
         own_time = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiled.key_averages().table(sort_by=own_time, row_limit=ROWS, max_name_column_width=80)
-        top.write_text(table + "\n", encoding="utf-8")
+        write_text(top, table + "\n")
         count = min(self._steps, self._last) - SKIPPED - 1
         self._say(f"profile of {count} iterations: {top}, and {trace} for ui.perfetto.dev")
 

@@ -1,8 +1,8 @@
 """The pipeline on NVIDIA DALI.
 
-pipeline: positions into batches
-feed: files into DALI's graphs, around what it cannot decode
-samples: parameters of the views as DALI's inputs
-operations: pixels
-decoder: evaluation images
+pipeline: sample positions into batches
+samples: images and the parameters of their views, as the graph's inputs
+operations: pixel operations, pieces of the graph
+feed: files into any graph, batches out of it, and what DALI cannot decode
+decoder: whole images, for evaluation
 """

@@ -26,7 +26,8 @@ def decoded_by_dali(
     by_pil = decoded_by_pil(device)
 
     def load(index: int) -> _Item:
-        return _Item(read_file(dataset, index, by_pil), dataset.mask(index))
+        file = read_file(dataset, index, by_pil)
+        return _Item(file, dataset.mask(index, file.size))
 
     def open_source(used: int) -> Source[_Item]:
         return Source(load, batches[used:], lambda items: [item.file.content for item in items], threads, prefetch)

@@ -23,8 +23,9 @@ from cosa_fast.errors import UserError
 
 @dataclass(frozen=True)
 class File:
-    """What DALI is given of an image. content: (n,) uint8, that of a file, or (height, width, 3) uint8, its pixels.
-    size: (height, width)."""
+    """What DALI is given of the image with number `index`. content: the file, (n,) uint8, or the pixels,
+    (height, width, 3) uint8. size: (height, width).
+    """
 
     index: int
     content: np.ndarray
@@ -64,8 +65,8 @@ def decoded_by_pil(device: torch.device) -> set[int] | None:
 
 
 def read_file(dataset: ImageDataset, index: int, by_pil: set[int] | None) -> File:
-    """The image's own file where DALI decodes that exactly as PIL does and the image is not in `by_pil`; else what PIL
-    reads, handed over without loss. by_pil None: the pixels that PIL reads. UserError as in `read_image`.
+    """The image's own file where DALI decodes that exactly as PIL does. Else, and for an image in `by_pil`, what PIL
+    reads of it, as a file without loss; where `by_pil` is None, as pixels. UserError as in `read_image`.
     """
     path, data = dataset.image_path(index), dataset.encoded(index)
     if by_pil is None:
@@ -79,16 +80,18 @@ def read_file(dataset: ImageDataset, index: int, by_pil: set[int] | None) -> Fil
 
 
 def images_of(content: Any, gpu: bool) -> Any:
-    """In a graph: the images of the files' contents, on a GPU decoded there, on the CPU the pixels as they came."""
+    """In a graph, the images: decoded on a GPU; on the CPU `content` is their pixels already."""
     return decode(content, gpu) if gpu else fn.reshape(content, layout="HWC")
 
 
 class Source(Generic[Item]):
-    """The external source of a graph, called once for each of its runs; it makes the graph's inputs of loaded items.
+    """The external source of a graph, called once for each of its runs: it loads items and makes them the graph's
+    inputs.
 
-    A run takes up to `group` batches at once: DALI's threads share the images of a run, and few are shared badly.
-    `pending` holds the batches of the runs that the graph has not handed out yet. Where an item cannot be loaded, the
-    source ends and leaves the UserError in `failure`, to be raised when the batches before have been used.
+    A run takes up to `group` batches at once, because DALI's threads share out the images of one run, and keep busy
+    only if these are many. `pending` holds the batches of the runs that the graph has not handed out yet. Where an item
+    cannot be loaded, the source ends and leaves the UserError in `failure`, to be raised when the batches before have
+    been used.
     """
 
     def __init__(
@@ -135,9 +138,9 @@ def run_graph(
 ) -> Iterator[tuple[list[list[Item]], tuple[Any, ...]]]:
     """(batches, outputs of the graph) of each run, until the source ends.
 
-    open_source(n): the source from the n-th batch on. build: its pipeline. After an error of DALI where it decodes
-    (`by_pil` is a set), the images under way that it cannot decode are added to `by_pil`, and a new pipeline goes on
-    with that very run: PIL then reads them, or its UserError says what is wrong. Any other error of DALI is raised.
+    open_source(n): the source from the n-th batch on. build: its pipeline. by_pil: as in `read_file`. Where DALI fails
+    at images that it cannot decode, they are added to `by_pil`, and a new pipeline goes on with that very run: PIL then
+    reads them, or its UserError says what is wrong. Any other error of DALI is raised.
     """
     used = 0
     while True:

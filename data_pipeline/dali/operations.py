@@ -1,4 +1,4 @@
-"""Pixel operations of the two views with DALI: what `pixels.py` does with PIL, as pieces of a DALI graph.
+"""Pixel operations of the two views with DALI: what `views/pixels.py` does with PIL, as pieces of a DALI graph.
 
 Images are (height, width, 3) uint8 DataNodes, on the CPU or on a GPU. Parameters are CPU DataNodes with one value,
 vector or kernel per image. docs/data.md says how far each operation is from PIL's, and why.
@@ -12,7 +12,8 @@ from nvidia.dali import fn, math, types
 
 from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS
 
-# PIL cuts fractions off where DALI rounds. A hair less than a half, because whole numbers must survive float32.
+# PIL cuts fractions off, DALI rounds: so this is subtracted before. It is a hair less than a half, because float32 may
+# hold a whole number as slightly less.
 _CUT = 0.499
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's ImageFilter.SMOOTH
 _IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
@@ -107,7 +108,7 @@ def autocontrast(image: Any) -> Any:
 def to_crop(image: Any, position: Any, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     """(3, size, size) float32: normalised, placed in a crop that is exactly 0 elsewhere.
 
-    position: (y, x), the place divided by how much the image is smaller than the crop (0 where it is not).
+    position: (y, x), the place as a share of the padding (0 where there is none).
     """
     return fn.crop_mirror_normalize(
         image,

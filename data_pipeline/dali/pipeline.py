@@ -1,7 +1,7 @@
 """The training pipeline on NVIDIA DALI: the batches of `torch_pipeline.py`, decoded and augmented on the GPU; without
 one decoded by PIL in threads, and augmented by DALI on the CPU.
 
-DALI draws nothing: all parameters come from `augment.py` through an external source.
+DALI draws nothing: all parameters come from `views/parameters.py` through an external source.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.dali.feed import Source, decoded_by_pil, device_id, images_of, run_graph
 from cosa_fast.data_pipeline.dali.operations import apply_colour, blur, cut, to_crop
-from cosa_fast.data_pipeline.dali.samples import INPUTS, Sample, Samples, arguments
+from cosa_fast.data_pipeline.dali.samples import Inputs, Sample, Samples, graph_inputs
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.stream import Positions, SkipNotes, Unreadable, at_least
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig, Box
@@ -27,10 +27,10 @@ class DaliPipeline:
     """An endless stream of augmented batches over `dataset`, with the contract of `TorchPipeline`: the same images,
     labels, geometry and valid pixels; colours up to the differences in docs/data.md.
 
-    device: where the batches are wanted. On a GPU its decoder and operators work there too.
-    threads: CPU threads of DALI, and as many that read files. prefetch: runs of the graph, of RUN images or one batch
-    where that is larger, that DALI keeps ready, and as many read ahead for it. Neither changes the stream.
-    What DALI's decoder does not read as PIL does is decoded by PIL; on the CPU everything. The tensors of a batch are
+    device: where the batches are wanted; on a GPU the decoder and the operators work there too. threads: so many of
+    DALI's on the CPU, and as many that read files. prefetch: so many runs of the graph (RUN images each, or one batch
+    where that is larger) are kept ready by DALI, and as many are read ahead for it. Neither changes the stream.
+    On the CPU PIL decodes; on a GPU it decodes what DALI's decoder would read otherwise. The tensors of a batch are
     DALI's own, handed over without a copy; they live as long as somebody holds them.
     ValueError for batch_size, threads or prefetch < 1 or a negative seed or start.
     """
@@ -72,7 +72,7 @@ class DaliPipeline:
         return Source(
             self._samples.at,
             self._positions.after(used),
-            lambda samples: arguments(samples, size),
+            lambda samples: graph_inputs(samples, size),
             self._threads,
             self._prefetch,
             self._group,
@@ -86,7 +86,7 @@ class DaliPipeline:
             prefetch_queue_depth=self._prefetch,
             exec_dynamic=True,  # its outputs are handed over, not reused
             enable_conditionals=True,
-        )(_views)(source, self._samples.config, self._device.type == "cuda")
+        )(_crops)(source, self._samples.config, self._device.type == "cuda")
 
     def _batch(self, samples: list[Sample], weak: Tensor, strong: Tensor) -> Batch:
         self._notes.say([problem for sample in samples for problem in sample.problems])
@@ -103,14 +103,21 @@ class DaliPipeline:
         )
 
 
-def _views(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:
-    """The graph: (weak, strong)."""
-    content, start, end, size, blurred, row, column, *colour, position = fn.external_source(
-        source=source, num_outputs=INPUTS, batch=True
-    )
-    weak = blur(cut(images_of(content, gpu), start, end, size), blurred, row, column)
-    strong = apply_colour(weak, *colour)
-    return tuple(to_crop(view, position, config.crop_size, config.mean, config.std) for view in (weak, strong))
+def views(source: Any, gpu: bool) -> tuple[Any, Any, Inputs]:
+    """In a graph, fed by `source` with `graph_inputs`: the weak and the strong view, (height, width, 3) uint8 each and
+    without padding, and the inputs.
+    """
+    inputs = Inputs(*fn.external_source(source=source, num_outputs=len(Inputs._fields), batch=True))
+    weak = cut(images_of(inputs.content, gpu), inputs.start, inputs.end, inputs.size)
+    weak = blur(weak, inputs.blurred, inputs.row, inputs.column)
+    strong = apply_colour(weak, inputs.operation, inputs.factor, inputs.threshold, inputs.bits, inputs.kernel)
+    return weak, strong, inputs
+
+
+def _crops(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:
+    """The graph: (weak, strong), (3, crop, crop) float32 each."""
+    *both, inputs = views(source, gpu)
+    return tuple(to_crop(view, inputs.position, config.crop_size, config.mean, config.std) for view in both)
 
 
 def _inside(boxes: list[Box], size: int, device: torch.device) -> Tensor:

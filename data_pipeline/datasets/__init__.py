@@ -2,9 +2,9 @@
 
 opening: open_dataset
 base: what every data set offers
-voc, coco, folder, synthetic (scene): the formats
+layout: where the parts of a split are; voc, coco, folder, synthetic (scene): the formats, which say so
 labels, onehot_npy: label files
+images: reading any image upright in RGB
 packed: many encoded images in one tar
-images, inspection: reading any image upright in RGB; checking whole sets
 preparation: what `prepare` does
 """

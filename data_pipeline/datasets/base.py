@@ -68,17 +68,23 @@ class ImageDataset:
             )
         return self._labels.present[index].astype(np.float32)
 
-    def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8 in {0..C, 255}, as large as the upright image. UserError if there is none, it is unreadable or
-        of another size.
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the upright image, from the head of its file; of an image in a pack, the whole is read.
+        UserError as in `image`, as far as the head shows it.
+        """
+        path = self._images[index]
+        return upright_size(path) if self._pack is None else upright_size(path, self._pack.read(self.ids[index]))
+
+    def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(H, W) uint8 in {0..C, 255}, as large as the upright image. size: that image's (height, width); None looks it
+        up in its file. UserError if there is no mask, it is unreadable or of another size.
         """
         mask = self._read_mask(index)
-        expected = upright_size(self._images[index], self.encoded(index))
-        if mask.shape != expected:
+        height, width = size or self.size(index)
+        if mask.shape != (height, width):
             raise UserError(
                 f"{self._mask_name(index)}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image "
-                f"{self._images[index]} is {expected[1]}x{expected[0]} upright; "
-                "make the mask fit the image as displayed"
+                f"{self._images[index]} is {width}x{height} upright; make the mask fit the image as displayed"
             )
         return mask
 

@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.labels import Labels, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.datasets.labels import Labels
+from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_json, require_files
+from cosa_fast.files import read_json
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What training needs of an instances file. image_ids: COCO's numbers; categories: number -> name, in ascending
-    order.
+    """What training needs of an instances file. ids, image_ids (COCO's numbers), files: one per image. categories:
+    number -> name, in ascending order of the numbers. labels: id -> names.
     """
 
     path: Path
@@ -30,8 +31,8 @@ class Instances:
 
 
 class CocoDataset(ImageDataset):
-    """Masks are rasterised from the instances file, which is read again at the first mask: training never holds its
-    polygons.
+    """Its masks are drawn from the polygons of the instances file, which is read again at the first mask: so training
+    never holds them.
     """
 
     def __init__(self, instances: Instances, *args: Any) -> None:
@@ -66,31 +67,22 @@ class CocoDataset(ImageDataset):
         return {image["id"]: (image["height"], image["width"]) for image in self._content["images"]}
 
 
-def open_coco(
-    root: Path,
-    split: str,
-    *,
-    labels: Path | None,
-    classes: Sequence[str] | None,
-    need_labels: bool,
-    pack: Pack | None,
-) -> ImageDataset:
-    """Open one split: its images with at least one annotation. UserErrors as described at `datasets.open_dataset`."""
-    path = instances_path(root, split)
-    instances = read_instances(path)
-    images = [root / split / name for name in instances.files]
-    if pack is None:
-        if not (root / split).is_dir():
-            raise UserError(f"{root / split}: no such folder; unpack the images of {split} there")
-        require_files(images, path)
+def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
+    """Where the things of a split are: its images with at least one annotation. UserError: no instances file, a damaged
+    one, no folder of images, or other class names than the file's.
+    """
+    instances = read_instances(instances_path(root, split))
+    if pack is None and not (root / split).is_dir():
+        raise UserError(f"{root / split}: no such folder; unpack the images of {split} there")
     names = tuple(instances.categories.values())
-    if classes is not None:
-        names = _reordered(classes, names, path)
-    source, content = (str(labels), read_labels(labels, names)) if labels is not None else (str(path), instances.labels)
-    table = encode_labels(content, instances.ids, names, source)
-    if need_labels:
-        require_labels(table, instances.ids, source)
-    return CocoDataset(instances, names, instances.ids, images, table)
+    return Layout(
+        ids=instances.ids,
+        images=[root / split / name for name in instances.files],
+        listing=instances.path,
+        classes=names if classes is None else _reordered(classes, names, instances.path),
+        annotations=(instances.path, lambda: instances.labels),
+        dataset=partial(CocoDataset, instances),
+    )
 
 
 def instances_path(root: Path, split: str) -> Path:
@@ -106,8 +98,8 @@ def instances_path(root: Path, split: str) -> Path:
 
 
 def read_instances(path: Path) -> Instances:
-    """Images with at least one annotation (crowds included) and the categories they show. UserError if the file has
-    another form.
+    """Images with at least one annotation (crowds included) and the categories that they show. UserError if the file
+    has another form or no such image.
     """
     content = read_json(path)
     try:
@@ -129,8 +121,8 @@ def read_instances(path: Path) -> Instances:
 
 
 def rasterise(annotations: Sequence[dict[str, Any]], size: tuple[int, int], value: dict[int, int]) -> np.ndarray:
-    """(H, W) uint8: each annotation's pixels set to `value[category]`, larger areas first so that small objects stay
-    visible.
+    """(H, W) uint8, 0 where nothing is: each annotation's pixels get `value[category_id]`, those of large areas first,
+    so that small objects stay visible.
     """
     codec = _mask_codec()
     mask = np.zeros(size, dtype=np.uint8)

@@ -1,58 +1,45 @@
 """Any folder of images with a label file.
 
 ROOT/images/SPLIT/, ROOT/images/ or ROOT itself holds the images; ROOT/SPLIT.txt, if there is one, lists the split's ids
-(file names, with or
-without suffix). ROOT/labels.json or labels.csv gives the image labels, ROOT/masks/ID.png, where there is one, the
-ground truth.
-Without a list and a folder of its own, a split is all images.
+(file names, with or without suffix). ROOT/labels.json or labels.csv gives the image labels; ROOT/masks/ID.png, where
+there is one, the ground truth. A split without a list and without a folder of its own is all images.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
-from cosa_fast.data_pipeline.datasets.labels import Labels, class_names, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.datasets.labels import class_names
+from cosa_fast.data_pipeline.datasets.layout import Layout, file_names, mask_files
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import file_names, read_lines
+from cosa_fast.files import read_lines
 
 _RESTORE = "restore them or take them off the list"
 _NOT_LISTS = ("classes", "readme", "license")  # text files in ROOT that are no split
 
 
-def open_folder(
-    root: Path,
-    split: str,
-    *,
-    labels: Path | None,
-    classes: Sequence[str] | None,
-    need_labels: bool,
-    pack: Pack | None,
-) -> ImageDataset:
-    """Open one split. UserErrors as described at `datasets.open_dataset`."""
+def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
+    """Where the things of a split are. UserError: no folder, no images, or the split's name is not among those that the
+    folder knows.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; put the images there or set data.root=...")
     images = find_images(root, split, pack)
-    label_file = labels or next((p for p in (root / "labels.json", root / "labels.csv") if p.is_file()), None)
-    if label_file is None and need_labels:
-        raise UserError(f"no image labels: looked for {root}/labels.json and {root}/labels.csv; give data.labels=FILE")
-    content: Labels = {}
-    if label_file is not None and label_file.suffix.lower() == ".npy":
-        content = read_labels(label_file, class_names(root, classes, ()))
-    elif label_file is not None:
-        content = read_labels(label_file, None)
-    names = class_names(root, classes, sorted({name for row in content.values() for name in row}))
-    ids = list(images)
-    table = encode_labels(content, ids, names, str(label_file))
-    if need_labels:
-        require_labels(table, ids, str(label_file))
-    return ImageDataset(names, ids, list(images.values()), table, _masks(root, ids))
+    named = classes or (root / "classes.txt").is_file()
+    return Layout(
+        ids=list(images),
+        images=list(images.values()),
+        listing=root,
+        classes=class_names(root, classes, ()) if named else None,
+        label_files=(root / "labels.json", root / "labels.csv"),
+        masks=mask_files(root / "masks", list(images)),
+    )
 
 
 def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
-    """Image id (file name without suffix) -> file, in the order of the list, else by name; the files are those of the
-    pack where there is one. UserError: none, a listed one missing, or one id twice.
+    """Image id (file name without suffix) -> file, in the order of the list, else by name. The files are those of the
+    pack where there is one. UserError: there are none, a listed one is missing, or two have one id.
     """
     folder = next(p for p in (root / "images" / split, root / "images", root) if p.is_dir())
     listing = root / f"{split}.txt"
@@ -88,8 +75,8 @@ def _listed(listing: Path, source: Path, found: dict[str, Path], remedy: str) ->
 
 
 def _refuse_misspelt(root: Path, split: str) -> None:
-    """Where other splits have a list or folder, a split without one is a slip, and "all images" would train on the test
-    set.
+    """UserError where other splits have a list or a folder: one without is a slip, and taking all images for it would
+    train on the test set.
     """
     folders = [p.name for p in (root / "images").iterdir() if p.is_dir()] if (root / "images").is_dir() else []
     known = sorted({*folders, *(p.stem for p in root.glob("*.txt") if p.stem.lower() not in _NOT_LISTS)})
@@ -97,9 +84,3 @@ def _refuse_misspelt(root: Path, split: str) -> None:
         raise UserError(
             f"{root}: no split {split!r}{hint(split, known)}; there are {', '.join(known)}; add {root}/{split}.txt"
         )
-
-
-def _masks(root: Path, ids: Sequence[str]) -> list[Path] | None:
-    folder = root / "masks"
-    present = file_names(folder)
-    return [folder / f"{id}.png" for id in ids] if any(f"{id}.png" in present for id in ids) else None

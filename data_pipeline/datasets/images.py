@@ -2,6 +2,7 @@
 clear UserError.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IGNORE_INDEX = 255
@@ -20,6 +21,10 @@ _REMEDY = "replace the file or take it off the list"
 _ORIENTATION_TAG = 0x0112
 _JPEG_END = b"\xff\xd9"
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+
+# What PIL warns of is either harmless or an error below. Once for the process: images are read by many threads, and
+# warnings.catch_warnings in one of them changes the filters of all.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: Path, data: bytes | None = None) -> Image.Image:
@@ -38,7 +43,9 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) of the upright image, from the file's header alone. UserError as in `read_image`."""
+    """(height, width) of the upright image. Of a JPEG file nothing is read but its head. UserError as in `read_image`,
+    as far as the head shows it.
+    """
     with opened(path, data) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
@@ -61,7 +68,7 @@ def plain_jpeg_size(path: Path, data: bytes) -> tuple[int, int] | None:
 
 
 def lossless(image: Image.Image) -> bytes:
-    """An RGB image as a file whose decoding is a mere copy."""
+    """An RGB image as a BMP file, from which decoding gets the same pixels."""
     stream = BytesIO()
     image.save(stream, "BMP")
     return stream.getvalue()
@@ -103,24 +110,22 @@ def read_bytes(path: Path) -> bytes:
 def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """PIL's lazy image; whatever goes wrong inside the block becomes a UserError that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open(path, "rb") if data is None else BytesIO(data) as stream, Image.open(stream) as image:
-                yield image
+        with open(path, "rb") if data is None else BytesIO(data) as stream, Image.open(stream) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError  # PIL itself only warns up to twice as many
+            yield image
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(_missing(path)) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise UserError(
             f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or take it off the list"
         ) from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: not an image that PIL can read; {_REMEDY}") from None
     except Exception as error:  # decoders fail with OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {_REMEDY}") from None
 
 
 def _missing(path: Path) -> str:

@@ -1,10 +1,9 @@
 """Image-level labels, the only supervision: reading label files, and turning names into a multi-hot table.
 
-A label file is JSON, {"image id": ["class", ...], ...}, or CSV with one row per image: id, then class names in further
-columns or separated by ";"
-(several rows of one id are joined; a first row that starts with "id" or "image" is a heading), or the field's
-cls_labels_onehot.npy.
-An id with no class is an explicit "none of the classes"; an id that is not there has no label.
+A label file is JSON, {"image id": ["class", ...], ...}; or CSV with one row per image: id, then class names in further
+columns or separated by ";" (several rows of one id are joined; a first row that starts with "id" or "image" is a
+heading); or the field's cls_labels_onehot.npy. An id without a class has the label "none of the classes"; an id that is
+not there has no label.
 """
 
 import csv
@@ -18,7 +17,7 @@ import numpy as np
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.datasets.onehot_npy import read_onehot
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_json, read_lines, read_text, write_text_atomically
+from cosa_fast.files import read_json, read_lines, read_text, write_text
 
 Labels = dict[str, tuple[str, ...]]
 
@@ -27,9 +26,7 @@ _CSV_HEADINGS = ("id", "image", "image_id", "filename")
 
 @dataclass(frozen=True)
 class LabelTable:
-    """present: (N, C) uint8 multi-hot. labelled: (N,) bool, False where an image has no label at all (its row is then
-    0).
-    """
+    """present: (N, C) uint8 multi-hot. labelled: (N,) bool; False where an image has no label, and its row is 0."""
 
     present: np.ndarray
     labelled: np.ndarray
@@ -62,7 +59,7 @@ def write_labels(path: Path, labels: Mapping[str, Iterable[str]]) -> None:
     if path.suffix.lower() != ".json":
         raise UserError(f"{path}: label files are written as JSON; choose a name that ends in .json")
     rows = (f"  {json.dumps(id)}: {json.dumps(list(names), ensure_ascii=False)}" for id, names in labels.items())
-    write_text_atomically(path, "{\n" + ",\n".join(rows) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """The field's cls_labels_onehot.npy: a dict, image id -> one-hot float vector, pickled inside an .npy file.
 
 Unpickling can run any code, and this file is passed from hand to hand. So the header is read with numpy.lib.format, and
-the pickle behind it by an
-unpickler that can name nothing but what numpy needs to rebuild plain arrays.
+the pickle behind it by an unpickler that knows nothing but what numpy needs to rebuild plain arrays.
 """
 
 import pickle
@@ -12,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 
 # numpy.core became numpy._core in numpy 2; files of both kinds are about.
 _ALLOWED = {
@@ -60,9 +59,8 @@ def _read_object(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: refused ({reason}); build the labels yourself with: python -m cosa_fast.prepare"
+            f"{path}: refused ({first_line(error)}); build the labels yourself with: python -m cosa_fast.prepare"
         ) from None
     return array.item() if isinstance(array, np.ndarray) and array.size == 1 else array
 

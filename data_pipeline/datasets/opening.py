@@ -1,20 +1,33 @@
-"""Opening a data set by the name of its format."""
+"""Opening a data set by the name of its format: the format says where things are (`layout.py`), the rest is the same
+for all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.coco import open_coco
-from cosa_fast.data_pipeline.datasets.folder import open_folder
+from cosa_fast.data_pipeline.datasets.coco import find_coco
+from cosa_fast.data_pipeline.datasets.folder import find_folder
+from cosa_fast.data_pipeline.datasets.labels import (
+    Labels,
+    class_names,
+    encode_labels,
+    read_labels,
+    require_labels,
+)
+from cosa_fast.data_pipeline.datasets.layout import Layout, require_files
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command, require_packed
-from cosa_fast.data_pipeline.datasets.synthetic import open_synthetic
-from cosa_fast.data_pipeline.datasets.voc import open_voc
+from cosa_fast.data_pipeline.datasets.synthetic import find_synthetic
+from cosa_fast.data_pipeline.datasets.voc import find_voc
 from cosa_fast.errors import UserError, hint
 
-__all__ = ["FORMATS", "ImageDataset", "open_dataset"]
-
-_OPENERS = {"voc": open_voc, "coco": open_coco, "folder": open_folder, "synthetic": open_synthetic}
-FORMATS = tuple(_OPENERS)
+# (root, split, the names of data.classes, the pack) -> where things are.
+_FINDERS: dict[str, Callable[[Path, str, Sequence[str] | None, Pack | None], Layout]] = {
+    "voc": find_voc,
+    "coco": find_coco,
+    "folder": find_folder,
+    "synthetic": find_synthetic,
+}
+FORMATS = tuple(_FINDERS)
 
 
 def open_dataset(
@@ -29,23 +42,49 @@ def open_dataset(
 ) -> ImageDataset:
     """Open one split.
 
-    voc: the VOC2012 devkit folder. coco: ROOT/annotations/instances_SPLIT.json and ROOT/SPLIT. folder: images with a
-    label file. synthetic: the demo's
-    images, generated into ROOT if it is empty.
+    format: "voc", the VOC2012 devkit folder; "coco", ROOT/annotations/instances_SPLIT.json and ROOT/SPLIT; "folder",
+    images with a label file; "synthetic", the demo's images, generated into ROOT if it is empty.
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
-    format's own.
-    need_labels: every image must have an image label; otherwise labels are attached where there are some.
+    format's own. need_labels: every image must have an image label; otherwise labels are attached where there are some.
     pack: the split's images in one file (see `packed.py`); the image files themselves need not be there then.
     UserError, one line: root or split missing, empty list, a listed image missing, no label for an image, an unknown
     class, a pack of other images or a damaged one.
     """
     root = Path(root).expanduser()
-    label_file = Path(labels).expanduser() if labels is not None else None
-    if format not in _OPENERS:
+    if format not in _FINDERS:
         raise UserError(f"data.format is {format!r}{hint(format, FORMATS)}; wanted one of {', '.join(FORMATS)}")
     packed = Pack(Path(pack).expanduser()) if pack is not None else None
-    dataset = _OPENERS[format](root, split, labels=label_file, classes=classes, need_labels=need_labels, pack=packed)
+    layout = _FINDERS[format](root, split, classes, packed)
+    if packed is None:
+        require_files(layout.images, layout.listing)
+    given = Path(labels).expanduser() if labels is not None else None
+    source, content = _labels(layout, given)
+    if content is None and need_labels:
+        command = f"python -m cosa_fast.prepare --format {format} --root {root} --split {split}"
+        raise UserError(f"no image labels: looked for {source}; give data.labels=FILE or build one with: {command}")
+    content = content or {}
+    names = layout.classes or class_names(root, classes, sorted({name for row in content.values() for name in row}))
+    table = encode_labels(content, layout.ids, names, source)
+    if need_labels:
+        require_labels(table, layout.ids, source)
+    dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks)
     if packed is not None:
         require_packed(packed, dataset.ids, packing_command(format, root, split))
         dataset.read_from(packed)
     return dataset
+
+
+def _labels(layout: Layout, given: Path | None) -> tuple[str, Labels | None]:
+    """(where they come from, labels) of the given file, else of the format's label files or annotations; (where they
+    were looked for, None) if there are none.
+    """
+    path = given or next((path for path in layout.label_files if path.is_file()), None)
+    if path is not None:
+        return str(path), read_labels(path, layout.classes)
+    places = list(layout.label_files)
+    if layout.annotations is not None:
+        place, read = layout.annotations
+        if place.exists():
+            return str(place), read()
+        places.append(place)
+    return ", ".join(map(str, places)), None

@@ -1,9 +1,8 @@
 """Painting the demo's images: textured objects of five classes on scenes that partly give the class away.
 
 Two of the classes nearly always come with a surrounding that is labelled nowhere ("stripes" lie on water, "checks"
-stand on rails): the coexistence
-problem, where image labels alone cannot tell the object from its company. Everything is a function of (seed, stream,
-index).
+stand on rails): the coexistence problem, where image labels alone cannot tell the object from its company. Everything
+is a function of (seed, stream, index).
 """
 
 import colorsys

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import write_labels
+from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.data_pipeline.datasets.scene import CLASSES, paint
-from cosa_fast.data_pipeline.datasets.voc import LISTS, open_voc
+from cosa_fast.data_pipeline.datasets.voc import LISTS, find_voc
 from cosa_fast.errors import UserError
 
 TRAIN = 400
@@ -26,32 +26,23 @@ _SPLITS = ("train", "val")
 _PALETTE = (0, 0, 0, 220, 40, 40, 240, 200, 40, 200, 60, 200, 40, 180, 220, 60, 180, 60)
 
 
-def open_synthetic(
-    root: Path,
-    split: str,
-    *,
-    labels: Path | None,
-    classes: Sequence[str] | None,
-    need_labels: bool,
-    pack: Pack | None,
-) -> ImageDataset:
-    """Open one split; generates the default set first unless a set of this version is there. UserErrors as in
-    `generate` and `open_voc`.
+def find_synthetic(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
+    """Where the things of a split are; the default set is generated first unless a set of this version is there.
+    UserErrors as in `generate` and `find_voc`.
     """
     parameters = _read_marker(root)
     if parameters is None or parameters.get("version") != _VERSION:
         generate(root)
-    return open_voc(root, split, labels=labels, classes=classes, need_labels=need_labels, pack=pack)
+    return find_voc(root, split, classes, pack)
 
 
 def generate(root: str | Path, *, train: int = TRAIN, val: int = VAL, size: int = SIZE, seed: int = SEED) -> None:
     """Write `train` + `val` square images of side `size` to `root`: JPEGImages, SegmentationClass, lists, classes.txt,
     labels.json and a marker.
 
-    Image i of a split depends on (seed, split, i, size) alone. If the marker in `root` has the same parameters nothing
-    is done; with others the whole
-    set is replaced. The set appears at once by a rename. UserError if `root` holds something else or cannot be written.
-    ValueError for train, val or size < 1.
+    Image i of a split depends on (seed, split, i, size) alone. If the marker in `root` has the same parameters, nothing
+    is done; with others the whole set is replaced, all at once by a rename. UserError if `root` holds something else or
+    cannot be written. ValueError for train, val or size < 1.
     """
     for name, value in (("train", train), ("val", val), ("size", size)):
         if value < 1:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.labels import Labels, class_names, encode_labels, read_labels, require_labels
+from cosa_fast.data_pipeline.datasets.labels import Labels, class_names
+from cosa_fast.data_pipeline.datasets.layout import Layout, mask_files
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import file_names, read_lines, require_files
+from cosa_fast.files import read_lines
 
 CLASSES = (
     "aeroplane",
@@ -39,37 +39,26 @@ LISTS = Path("ImageSets", "Segmentation")
 ONEHOT_NAME = "cls_labels_onehot.npy"
 
 
-def open_voc(
-    root: Path,
-    split: str,
-    *,
-    labels: Path | None,
-    classes: Sequence[str] | None,
-    need_labels: bool,
-    pack: Pack | None,
-) -> ImageDataset:
-    """Open one split of a devkit folder. UserErrors as described at `datasets.open_dataset`."""
+def find_voc(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
+    """Where the things of a split are in a devkit folder. UserError: no images, no such split, or an empty list."""
     if pack is None and not (root / "JPEGImages").is_dir():
         raise UserError(_missing_root(root))
     ids, images = read_split(root, split)
-    if pack is None:
-        require_files(images, root / LISTS / f"{split}.txt")
-    names = class_names(root, classes, CLASSES)
-    table = None
-    found = find_labels(root, ids, names, labels)
-    if found is not None:
-        source, content = found
-        table = encode_labels(content, ids, names, source)
-    if need_labels:
-        if table is None:
-            raise UserError(_missing_labels(root, split))
-        require_labels(table, ids, source)
-    return ImageDataset(names, ids, images, table, mask_paths(root, ids))
+    augmented = root / "SegmentationClassAug"
+    return Layout(
+        ids=ids,
+        images=images,
+        listing=root / LISTS / f"{split}.txt",
+        classes=class_names(root, classes, CLASSES),
+        label_files=(root / "labels.json", root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME),
+        annotations=(root / "Annotations", lambda: read_annotations(root, ids)),
+        masks=mask_files(augmented if augmented.is_dir() else root / "SegmentationClass", ids),
+    )
 
 
 def read_split(root: Path, split: str) -> tuple[list[str], list[Path]]:
-    """Ids and image files of ImageSets/Segmentation/SPLIT.txt, whose lines are "id" or "/JPEGImages/x.jpg
-    /Segmentation.../x.png".
+    """Ids and image files of ImageSets/Segmentation/SPLIT.txt, whose lines are "ID" or
+    "/JPEGImages/ID.jpg /SegmentationClass/ID.png". UserError: no such file, or nothing in it.
     """
     path = root / LISTS / f"{split}.txt"
     if not path.is_file():
@@ -84,39 +73,9 @@ def read_split(root: Path, split: str) -> tuple[list[str], list[Path]]:
     return ids, images
 
 
-def mask_folder(root: Path) -> Path | None:
-    """SegmentationClassAug if present, else SegmentationClass, else None."""
-    folders = (root / "SegmentationClassAug", root / "SegmentationClass")
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def mask_paths(root: Path, ids: Sequence[str]) -> list[Path] | None:
-    """The mask file of every image, or None if not one of them exists. No mask is opened."""
-    folder = mask_folder(root)
-    if folder is None:
-        return None
-    present = file_names(folder)
-    return [folder / f"{id}.png" for id in ids] if any(f"{id}.png" in present for id in ids) else None
-
-
-def find_labels(
-    root: Path, ids: Sequence[str], classes: Sequence[str], given: Path | None
-) -> tuple[str, Labels] | None:
-    """(source, labels) from the given file, else ROOT/labels.json, the one-hot file, or Annotations; None if there is
-    nothing.
-    """
-    candidates = (root / "labels.json", root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME)
-    path = given or next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is not None:
-        return str(path), read_labels(path, classes)
-    if (root / "Annotations").is_dir():
-        return str(root / "Annotations"), read_annotations(root, ids)
-    return None
-
-
 def read_annotations(root: Path, ids: Sequence[str]) -> Labels:
-    """Class names per image from Annotations/ID.xml, "difficult" objects included. Images without a file are left out;
-    UserError for a damaged one.
+    """Class names per image from Annotations/ID.xml, those of "difficult" objects included. An image without such a
+    file is left out; UserError for a damaged one.
     """
     labels: Labels = {}
     for id in ids:
@@ -141,9 +100,3 @@ def _missing_root(root: Path) -> str:
         "SegmentationClassAug.zip (train_aug.txt comes with the SBD lists) "
         "and give the VOC2012 folder with data.root=..., or try: python -m cosa_fast.train demo.yaml"
     )
-
-
-def _missing_labels(root: Path, split: str) -> str:
-    looked = f"{root}/labels.json, {root / LISTS / ONEHOT_NAME}, {root / ONEHOT_NAME}, {root}/Annotations"
-    command = f"python -m cosa_fast.prepare --format voc --root {root} --split {split}"
-    return f"no image labels: looked for {looked}; give data.labels=FILE or build one with: {command}"

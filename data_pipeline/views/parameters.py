@@ -1,11 +1,10 @@
-"""Augmentation parameters (METHOD section 2): which pixels go where, how blurred, which colour operation. No pixels
-here.
+"""Augmentation parameters (METHOD section 2): which pixels go where, how blurred, which colour operation. Pixels are
+not touched here.
 
-Every draw is a pure function of (seed, sample position) through the counter-based generator Philox, so any position can
-be computed
-alone: resuming means setting one integer, and neither workers nor ranks nor the pixel library change the result.
-Only raw uniforms are taken from the generator: their stream is guaranteed across numpy versions, that of `integers` or
-`permutation` is not.
+Every draw is a pure function of (seed, sample position) through the counter-based generator Philox. So any position can
+be computed alone: resuming means setting one integer, and neither workers nor ranks nor the pixel library change the
+result. Only raw uniforms are taken from the generator: numpy promises the same stream of them in every version, which
+it does not for `integers` or `permutation`.
 """
 
 from dataclasses import dataclass
@@ -34,12 +33,11 @@ _ORDER_STREAM = 1
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Ranges of the random draws.
+    """The settings of the views; the configuration's data section inherits them.
 
     crop_size: side of the square crop. scale_range: factors of the native size. flip_probability, blur_probability: in
-    [0, 1].
-    blur_radius: range of the Gaussian radius in pixels. strong: False makes the strong view equal the weak one. mean,
-    std: per channel, for images in [0, 1].
+    [0, 1]. blur_radius: range of the Gaussian radius in pixels. strong: False makes the strong view equal the weak one.
+    mean, std: per channel, for images in [0, 1].
     Raises ValueError for values outside their range.
     """
 
@@ -53,15 +51,18 @@ class AugmentConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"crop_size is {self.crop_size}; wanted at least 1")
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range is {self.scale_range}; wanted 0 < low <= high")
-        if not 0 <= self.blur_radius[0] <= self.blur_radius[1]:
-            raise ValueError(f"blur_radius is {self.blur_radius}; wanted 0 <= low <= high")
-        for name in ("flip_probability", "blur_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted a value in [0, 1]")
+        (smallest, largest), (sharpest, softest) = self.scale_range, self.blur_radius
+        # Written so that NaN fails.
+        for name, inside, wanted in (
+            ("crop_size", self.crop_size >= 16, "at least 16"),
+            ("scale_range", 0.01 <= smallest <= largest <= 16, "0.01 <= low <= high <= 16"),
+            ("flip_probability", 0 <= self.flip_probability <= 1, "a value in [0, 1]"),
+            ("blur_probability", 0 <= self.blur_probability <= 1, "a value in [0, 1]"),
+            ("blur_radius", 0 <= sharpest <= softest, "0 <= low <= high"),
+            ("std", all(value >= 1e-3 for value in self.std), "at least 0.001 for every channel"),
+        ):
+            if not inside:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted {wanted}")
 
 
 class Box(NamedTuple):
@@ -78,10 +79,8 @@ class AugmentParameters:
     """One sample's geometry and colours.
 
     The chain: scale the image to `scaled_size` (height, width); cut `region` out of it; mirror that if `flip`; blur
-    with `blur_radius` (0 = none);
-    for the strong view apply `operation` with `magnitude`; place the result at `box` of a zero crop. `region` and `box`
-    have the same height and width;
-    outside `box` the crop is padding.
+    with `blur_radius` (0: none); for the strong view apply `operation` with `magnitude`; place the result at `box` of a
+    zero crop. `region` and `box` have the same height and width; outside `box` the crop is padding.
     """
 
     scaled_size: tuple[int, int]
@@ -96,8 +95,8 @@ class AugmentParameters:
 def draw(seed: int, position: int, image_size: tuple[int, int], config: AugmentConfig) -> AugmentParameters:
     """The parameters of the sample at `position` for an image of (height, width) `image_size`.
 
-    Each parameter has its own uniform, so changing one range leaves the other draws as they were. ValueError for
-    negative seed or position.
+    Each parameter has a uniform of its own, so changing one range leaves the other draws as they were. ValueError for
+    a negative seed or position.
     """
     u = _generator(seed, position, _AUGMENT_STREAM).random(8)
     scale = _between(u[0], config.scale_range)
@@ -117,9 +116,7 @@ def draw(seed: int, position: int, image_size: tuple[int, int], config: AugmentC
 
 def image_index(seed: int, position: int, length: int) -> int:
     """Which of `length` images the sample at `position` shows: each exactly once per epoch (`length` positions),
-    reshuffled every epoch.
-
-    ValueError for negative seed or position, or length < 1.
+    in a new order every epoch. ValueError for a negative seed or position, or length < 1.
     """
     if length < 1:
         raise ValueError(f"length is {length}; wanted at least 1")

@@ -1,4 +1,6 @@
-"""Pixel operations of the two views with PIL (METHOD section 2): `augment.py`'s parameters applied to one image."""
+"""Pixel operations of the two views with PIL (METHOD section 2): the parameters of `parameters.py` applied to one
+image.
+"""
 
 from dataclasses import dataclass
 from math import ceil
@@ -9,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
-from cosa_fast.data_pipeline.views.parameters import AugmentConfig, AugmentParameters
+from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Views:
 def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParameters, config: AugmentConfig) -> Views:
     """Apply `parameters` to an RGB image and, with the same geometry, to its (H, W) uint8 mask.
 
-    Blur and colour operations see only real pixels, so padding enters no statistics; it is exactly 0 in both normalised
+    Blur and colour operations see real pixels only, so padding enters no statistics. It is exactly 0 in both normalised
     views and 255 in the truth.
     """
     weak = weak_region(image, parameters)
@@ -71,7 +73,7 @@ def source_rectangle(size: tuple[int, int], parameters: AugmentParameters) -> tu
 
 
 def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Image:
-    """One colour operation of `augment.COLOUR_OPERATIONS` on an RGB image, magnitude 1..9; "identity" returns the image
+    """An RGB image after one operation of COLOUR_OPERATIONS with a magnitude in 1..9; after "identity" it is the image
     itself. ValueError for another name.
     """
     factor = enhancement(magnitude)
@@ -94,7 +96,7 @@ def apply_colour(image: Image.Image, operation: str, magnitude: int) -> Image.Im
             return ImageEnhance.Brightness(image).enhance(factor)
         case "sharpness":
             return ImageEnhance.Sharpness(image).enhance(factor)
-    raise ValueError(f"operation is {operation!r}; wanted one of augment.COLOUR_OPERATIONS")
+    raise ValueError(f"operation is {operation!r}; wanted one of {', '.join(COLOUR_OPERATIONS)}")
 
 
 def enhancement(magnitude: int) -> float:

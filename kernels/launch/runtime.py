@@ -100,11 +100,6 @@ def configure(kernel: str, size: int, device: torch.device) -> Configuration:
     return configuration(kernel, size, architecture(device))
 
 
-def run_best(name: str, size: int, device: torch.device, run: Callable[[Configuration], None]) -> None:
-    """`run` with the configuration for kernel `name`."""
-    run(configure(name, size, device))
-
-
 def launch(kernel: Any, grid: tuple[int, ...], configuration: Configuration, **arguments: Any) -> None:
     """Launch `kernel` on `grid` with all its arguments by name; block sizes come from the configuration."""
     named = {**arguments, **configuration.blocks}

@@ -14,6 +14,7 @@ ZERO_NORM = 1e-6  # CAM vectors up to this norm have no direction
 
 def contrastive_separation(
     cam: Tensor,
+    image_labels: Tensor | None,
     category: Tensor,
     confidence: Tensor,
     threshold: float | Tensor,
@@ -27,11 +28,12 @@ def contrastive_separation(
     similarity: str,
 ) -> Tensor:
     """Eqs. 9, 10: (2,) sum over the anchors of Ω, the usable pixels with P ≤ ε, and |Ω|; pairs within an image, or over
-    the batch (scope "batch")."""
+    the batch (scope "batch"). With image labels the vectors are the CAM's probabilities, without them its logits."""
     confidence = real(confidence.detach())
     label, usable = pseudo_labels(confidence, category, threshold, valid, cam.shape[1])
     selected = usable & (perplexity(confidence, threshold, alpha, beta) <= epsilon)
-    vectors = real(cam).flatten(2).transpose(1, 2)  # (B, N, C)
+    channels = real(cam) if image_labels is None else _probabilities(real(cam), image_labels)
+    vectors = channels.flatten(2).transpose(1, 2)  # (B, N, C), or (B, N, 1 + C)
     if similarity == "cosine":
         vectors = _directions(vectors)
     label, selected = label.flatten(1), selected.flatten(1)
@@ -40,6 +42,14 @@ def contrastive_separation(
         vectors, label, selected = vectors[selected][None], label[selected][None], selected[selected][None]
     total = _separation(vectors @ vectors.mT / temperature, label, selected)
     return torch.stack((total, count.to(total.dtype)))
+
+
+def _probabilities(cam: Tensor, image_labels: Tensor) -> Tensor:
+    """(B, C, h, w) logits M and labels Y → (B, 1 + C, h, w) [1 − max_c Y_c·σ(M_c), Y_1·σ(M_1), …, Y_C·σ(M_C)]."""
+    present = (image_labels > 0)[:, :, None, None]
+    # σ is monotone, and 1 − σ(x) = σ(−x). Of equal maxima max(dim) takes the first; without any −∞ is left: σ(∞) = 1.
+    largest = cam.masked_fill(~present, -torch.inf).max(1, keepdim=True).values
+    return torch.cat(((-largest).sigmoid(), cam.sigmoid().where(present, 0)), 1)
 
 
 def _directions(vectors: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cosa_fast.config.parsing import CONFIG_DIRECTORY, config_from_dict, config_to_dict, load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import FORMAT, load
 
 
 def message(*overrides: str, config: str = "voc.yaml") -> str:
@@ -34,12 +36,25 @@ def test_voc_carries_the_paper_recipe() -> None:
     assert (loss.reliability, loss.alpha, loss.beta, loss.s2c_temperature) == ("perplexity", 0.8, 1.0, 0.01)
     assert (loss.s2c_relu, loss.csc_epsilon, loss.csc_temperature) == (False, 1.0, 0.5)
     assert (loss.csc_scope, loss.csc_similarity, loss.guidance) == ("image", "cosine", "teacher")
+    assert loss.csc_vectors == "probability"
     optim = config.optim
     assert (optim.iterations, optim.batch_size, optim.cotrain_after) == (32000, 4, 6000)
     assert (optim.lr, optim.head_multiplier, optim.betas, optim.weight_decay) == (6e-5, 10.0, (0.9, 0.999), 0.01)
     assert (optim.warmup, optim.warmup_lr, optim.power) == (1500, 1e-6, 0.9)
     assert config.eval.scales == (1.0, 0.5, 1.5, 0.75, 1.25)
     assert config.eval.flip
+
+
+def test_a_checkpoint_from_before_csc_vectors_keeps_its_logits(tmp_path: Path) -> None:
+    """Its loss compared logits; resuming it on probabilities is a difference in the settings, and said to be one."""
+    values = config_to_dict(load_config("voc.yaml"))
+    for csc_vectors, expected in (("probability", "probability"), ("logits", "logits"), (None, "logits")):
+        values["loss"].pop("csc_vectors", None)
+        if csc_vectors:
+            values["loss"]["csc_vectors"] = csc_vectors
+        torch.save({"format": FORMAT, "config": values}, tmp_path / "1.pt")
+        read = config_from_dict(load(tmp_path / "1.pt")["config"], where="1.pt")
+        assert read.loss.csc_vectors == expected
 
 
 def test_coco_differs_from_voc_only_in_data_and_schedule() -> None:
@@ -86,19 +101,23 @@ def test_overrides_apply_in_order_and_read_yaml() -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("optim.lrr=1", ["optim.lrr", "did you mean optim.lr?"]),
-        ("dta.root=x", ["dta", "did you mean data?"]),
+        ("optim.lrr=1", ["optim.lrr", "did you mean 'optim.lr'?"]),
+        ("dta.root=x", ["dta", "did you mean 'data'?"]),
         ("optim.batch_size=four", ["optim.batch_size", "'four'", "whole number"]),
         ("optim.batch_size=0", ["optim.batch_size", "0", ">= 1"]),
         ("optim.batch_size=2.5", ["optim.batch_size", "2.5", "whole number"]),
         ("optim.batch_size=true", ["optim.batch_size", "whole number"]),
         ("optim.lr=.nan", ["optim.lr", "nan"]),
         ("teacher.flip=1", ["teacher.flip", "true or false"]),
-        ("threshold.mode=dynamik", ["threshold.mode", "did you mean dynamic?"]),
+        ("threshold.mode=dynamik", ["threshold.mode", "did you mean 'dynamic'?"]),
         ("teacher.scales=1.0", ["teacher.scales", "list"]),
         ("teacher.scales=[]", ["teacher.scales", "empty"]),
         ("data.mean=[1, 2]", ["data.mean", "3 values"]),
         ("data.scale_range=[2.0, 0.5]", ["data.scale_range", "low <= high"]),
+        ("data.crop_size=8", ["data.crop_size is 8", "at least 16"]),
+        ("data.std=[1, 0, 1]", ["data.std", "0.001"]),
+        ("data.blur_probability=.nan", ["data.blur_probability is nan", "[0, 1]"]),
+        ("optim.zzz=1", ["optim.zzz", "valid here: optim.iterations, optim.batch_size"]),
         ("loss.alpha=1.0", ["loss.alpha", "0.999"]),
         ("model.aux_layer=2", ["model.aux_layer", "<= -1"]),
         ("data=3", ["data", "section"]),

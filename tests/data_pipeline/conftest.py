@@ -1,15 +1,21 @@
-"""Small data sets built on the spot, and the place of the real ones."""
+"""Small data sets built on the spot, the place of the real ones, and both pipelines."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.synthetic import generate
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -69,3 +75,51 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def dali() -> None:
+    """Skips the test where DALI is absent."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extra [dali])")
+
+
+@pytest.fixture(params=["torch", "dali"])
+def pipeline(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        request.getfixturevalue("dali")
+    return request.param
+
+
+@pytest.fixture
+def open_stream(pipeline: str) -> Callable[..., Iterable[Batch]]:
+    """Open either pipeline on the CPU. threads: worker processes of the torch pipeline."""
+
+    def open_it(
+        dataset: ImageDataset, batch_size: int = 5, *, crop: int = 48, threads: int = 0, **options: Any
+    ) -> Iterable[Batch]:
+        common = (dataset, AugmentConfig(crop_size=crop), batch_size, options.pop("seed", 7))
+        if pipeline == "torch":
+            return TorchPipeline(*common, workers=threads, **options)
+        from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
+
+        return DaliPipeline(*common, device=torch.device("cpu"), threads=threads or 1, **options)
+
+    return open_it
+
+
+@pytest.fixture(scope="session")
+def equal() -> Callable[[Batch, Batch], bool]:
+    """Whether two batches hold the same, bit for bit."""
+
+    def compare(a: Batch, b: Batch) -> bool:
+        tensors = ((a.weak, b.weak), (a.strong, b.strong), (a.labels, b.labels), (a.valid, b.valid))
+        return a.ids == b.ids and all(torch.equal(x, y) for x, y in tensors)
+
+    return compare

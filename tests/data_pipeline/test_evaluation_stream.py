@@ -1,8 +1,9 @@
 """Images for evaluation: read ahead by either pipeline, at their own size, with their masks, in batches of one size."""
 
-import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,6 @@ from cosa_fast.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")
-HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-pipelines = pytest.mark.parametrize(
-    "pipeline",
-    [
-        "torch",
-        pytest.param("dali", marks=pytest.mark.skipif(not HAS_DALI, reason="DALI is not installed (the extra [dali])")),
-    ],
-)
 
 
 @pytest.fixture
@@ -56,7 +49,6 @@ def read(
     return list(evaluation_stream(dataset, chosen, batch_size, MEAN, STD, CPU, loading))
 
 
-@pipelines
 def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 1, [7, 1, 3, 4, 0])
     for index, (images, truths) in zip([7, 1, 3, 4, 0], batches, strict=True):
@@ -65,7 +57,6 @@ def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeli
         assert (len(images), images.is_contiguous()) == (1, True)
 
 
-@pipelines
 def test_batches_are_of_one_size_and_hold_every_image_once(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 2)
     assert sorted(len(images) for images, _ in batches) == [1, 1, 1, 2, 2, 2]
@@ -77,14 +68,64 @@ def test_batches_are_of_one_size_and_hold_every_image_once(dataset: ImageDataset
         assert torch.equal(matches[0], torch.from_numpy(dataset.mask(index)))
 
 
-@pipelines
+@pytest.fixture
+def read_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """File name -> the bytes read at each of its openings."""
+    found: dict[str, list[int]] = {}
+
+    class Counted(io.FileIO):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.log = found.setdefault(path.name, [])
+            self.log.append(0)
+
+        def readinto(self, buffer: Any) -> int | None:
+            count = super().readinto(buffer)
+            self.log[-1] += count or 0
+            return count
+
+        def readall(self) -> bytes:
+            data = super().readall()
+            self.log[-1] += len(data)
+            return data
+
+    def counted(file: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, Path) and file.suffix in (".jpg", ".png"):
+            return io.BufferedReader(Counted(file))
+        return plain(file, *arguments, **options)
+
+    plain = open
+    for module in ("builtins", "io"):
+        monkeypatch.setattr(f"{module}.open", counted)
+    return found
+
+
+def test_every_file_is_read_once(make_voc: Callable[..., Path], pipeline: str, read_of: dict[str, list[int]]) -> None:
+    """Grouping by size takes no more than the heads of the image files."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    images = {id: Image.fromarray(noise) for id in "abc"}
+    root = make_voc(images, None, {id: np.zeros((200, 300), np.uint8) for id in images})
+    dataset = open_dataset("voc", root, "train", need_labels=False)
+    whole = {path.name: path.stat().st_size for path in root.rglob("*.*g")}
+    assert min(size for name, size in whole.items() if name.endswith(".jpg")) > 50_000
+    read_of.clear()
+    read(dataset, pipeline, 1)
+    assert read_of == {name: [size] for name, size in whole.items()}
+    read_of.clear()
+    (batch,) = read(dataset, pipeline, 3)
+    assert len(batch[0]) == 3
+    for name, (*heads, last) in read_of.items():
+        assert last == whole[name]
+        assert len(heads) == name.endswith(".jpg")
+        assert sum(heads) <= 16_384
+
+
 def test_nothing_to_read_is_an_empty_stream(dataset: ImageDataset, pipeline: str) -> None:
     """The share of a rank too many."""
     assert read(dataset, pipeline, 1, []) == []
     assert read(dataset, pipeline, 4, []) == []
 
 
-@pipelines
 @pytest.mark.parametrize("damage", ["image", "mask"])
 def test_a_bad_file_is_named_after_all_before_it(root: Path, dataset: ImageDataset, pipeline: str, damage: str) -> None:
     path = root / ("JPEGImages/i5.jpg" if damage == "image" else "SegmentationClass/i5.png")
@@ -96,7 +137,6 @@ def test_a_bad_file_is_named_after_all_before_it(root: Path, dataset: ImageDatas
         next(stream)
 
 
-@pipelines
 def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: str) -> None:
     dataset = open_dataset("voc", voc_animals, "val", need_labels=False)
     for index, (images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
@@ -105,7 +145,6 @@ def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: s
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pipelines
 def test_on_a_gpu_they_arrive_there(dataset: ImageDataset, pipeline: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, device, Loading(pipeline))  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.distributed import Ranks
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
-from cosa_fast.run.data import augmentation
+from cosa_fast.run.folder import RunFolder
 
 CLASSES = 5  # of the tiny data set
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -37,7 +38,7 @@ def torchrun(ranks: int, *command: str) -> list[str]:
 def uneven_batches(config: Config, count: int) -> list[dict[str, Any]]:
     """Batches of four whose images have very different numbers of valid pixels."""
     dataset = open_dataset("voc", config.data.root, "train")
-    stream = iter(TorchPipeline(dataset, augmentation(config), 4, seed=3))
+    stream = iter(TorchPipeline(dataset, config.data, 4, seed=3))
     values = []
     for _ in range(count):
         batch = next(stream)
@@ -99,10 +100,10 @@ def test_a_run_on_two_ranks_goes_on_alone_and_writes_once(make_config: Callable[
     run = Path(config.run.output) / config.run.name
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert sum('"kind": "train"' in line for line in lines) == 5
-    two = checkpoint.load(run / "checkpoints" / "00000005.pt")
+    two = load(run / "checkpoints" / "00000005.pt")
     (run / "checkpoints" / "00000005.pt").unlink()
     subprocess.run([sys.executable, *command, "--resume", "auto"], check=True, env=ENVIRONMENT, timeout=300)
-    one = checkpoint.load(run / "checkpoints" / "00000005.pt")
+    one = load(run / "checkpoints" / "00000005.pt")
     for name, value in one["student"].items():
         torch.testing.assert_close(value, two["student"][name], rtol=1e-4, atol=1e-5)
 
@@ -118,7 +119,7 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not checkpoint.latest(run / "checkpoints") and time.monotonic() < deadline:
+    while not checkpoint.latest(RunFolder(run)) and time.monotonic() < deadline:
         time.sleep(0.2)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -126,9 +127,9 @@ def test_a_dead_rank_ends_the_run_with_one_clear_line(make_config: Callable[...,
     assert process.returncode != 0
     assert "another process of this run has ended" in output, output
     assert "go on with --resume auto" in output
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(RunFolder(run))
     assert newest is not None
-    checkpoint.load(newest)
+    load(newest)
 
 
 @pytest.mark.slow
@@ -146,9 +147,9 @@ def test_sigterm_saves_once_for_all_ranks(make_config: Callable[..., Config], tm
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert output.count("stopped by a signal at iteration") == 1, output
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(RunFolder(run))
     assert newest is not None
-    assert checkpoint.load(newest)["iteration"] == int(newest.stem)
+    assert load(newest)["iteration"] == int(newest.stem)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
@@ -161,7 +162,7 @@ def test_ranks_together_see_what_one_sees(make_config: Callable[..., Config]) ->
     dataset = open_dataset("voc", config.data.root, "train")
 
     def first_two(rank: int, ranks: int) -> list[Batch]:
-        stream = iter(TorchPipeline(dataset, augmentation(config), 6, seed=1, start=6, rank=rank, ranks=ranks))
+        stream = iter(TorchPipeline(dataset, config.data, 6, seed=1, start=6, rank=rank, ranks=ranks))
         return [next(stream) for _ in range(2)]
 
     alone = first_two(0, 1)

@@ -83,6 +83,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("contrastive_separation", "confidence", torch.rand(B, H, W)),
     ("contrastive_separation", "category", torch.rand(B, h, w)),
     ("contrastive_separation", "valid", torch.ones(B, H, W, dtype=torch.bool)),
+    ("contrastive_separation", "vectors", "probabilities"),
+    ("contrastive_separation", "image_labels", torch.ones(B, C + 1)),
     ("contrastive_separation", "temperature", -1.0),
     ("contrastive_separation", "epsilon", -0.1),
     ("contrastive_separation", "scope", "images"),
@@ -140,6 +142,12 @@ def test_lengths_that_must_agree_are_spelled_out() -> None:
     wanted = r"^confidence: got shape \(2, 8, 6\), want .*\(B, h, w\) with B = 2, h = 4, w = 3$"
     with pytest.raises(ValueError, match=wanted):
         kernels.contrastive_separation(**arguments)
+
+
+def test_probability_vectors_need_image_labels() -> None:
+    arguments = good_arguments()["contrastive_separation"]
+    with pytest.raises(ValueError, match=r"^image_labels: got None, want a tensor of shape \(B, C\) for vectors ="):
+        kernels.contrastive_separation(**arguments, vectors="probability")
 
 
 def test_devices_must_agree() -> None:

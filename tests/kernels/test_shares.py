@@ -1,6 +1,7 @@
 """Losses of parts of a batch, each divided by what the whole batch counts, add up to the loss of the batch."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -33,15 +34,17 @@ def losses(device: torch.device) -> dict[str, Loss]:
         rows = torch.cat([teacher[:3][part], teacher[3:][part]])
         return seg_to_cam_loss(cam[part], [rows], labels[part], (12, 12), valid[part], whole=whole, backend=backend)
 
-    def csc(part: slice, whole: Whole | None, backend: str) -> Tensor:
-        maps = (category[part, ::2, ::2], confidence[part, ::2, ::2])
-        return contrastive_separation(cam[part], *maps, 0.4, valid[part, ::2, ::2], whole=whole, backend=backend)
+    def csc(part: slice, whole: Whole | None, backend: str, vectors: str = "logits") -> Tensor:
+        return contrastive_separation(
+            cam[part], category[part, ::2, ::2], confidence[part, ::2, ::2], 0.4, valid[part, ::2, ::2],
+            vectors=vectors, image_labels=labels[part], whole=whole, backend=backend,
+        )  # fmt: skip
 
-    return {"c2s": c2s, "s2c": s2c, "csc": csc}
+    return {"c2s": c2s, "s2c": s2c, "csc": csc, "csc probability": partial(csc, vectors="probability")}
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("name", ["c2s", "s2c", "csc"])
+@pytest.mark.parametrize("name", ["c2s", "s2c", "csc", "csc probability"])
 def test_shares_add_up(name: str, backend: str, kernel_device: torch.device) -> None:
     loss, parts = losses(kernel_device)[name], (slice(0, 1), slice(1, 3))
     counted: list[Tensor] = []

@@ -28,6 +28,7 @@ CHANGES = {
     "loss.guidance=noise": {"s2c"},
     "loss.s2c_relu=true": {"s2c"},
     "loss.s2c_temperature=1.0": {"s2c"},
+    "loss.csc_vectors=logits": {"csc"},
     "loss.csc_temperature=0.2": {"csc"},
     "loss.csc_scope=batch": {"csc"},
     "loss.csc_similarity=dot": {"csc"},

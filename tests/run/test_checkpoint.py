@@ -1,203 +1,62 @@
-"""Checkpoints: whole or absent, rotated, read safely, and the networks that come out of them."""
+"""The files of checkpoints: whole or absent, rotated."""
 
-import pickle
-import random
-import zipfile
-from collections.abc import Callable
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
-from cosa_fast.config.parsing import config_to_dict
-from cosa_fast.config.schema import Config
-from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
-
-
-class Unwritable:
-    """Fails in the middle of being written, as a full disk would."""
-
-    def __reduce__(self) -> str:
-        raise OSError("no space left on device")
-
-
-class Foreign:
-    """A class that a safe reader must not build."""
-
-    def __init__(self) -> None:
-        self.value = torch.ones(2)
+from cosa_fast.run.folder import RunFolder
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "00000001.pt"
     checkpoint.save(path, {"iteration": 1, "weights": torch.arange(3.0)})
 
-    state = checkpoint.load(path)
+    state = load(path)
     assert state["iteration"] == 1
     assert torch.equal(state["weights"], torch.arange(3.0))
     assert [file.name for file in path.parent.iterdir()] == ["00000001.pt"]
 
 
-def test_a_failing_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_old_file_stays_whole(tmp_path: Path) -> None:
+    """Bounded file sizes fail as a full disk does: in the middle of a write."""
     path = tmp_path / "best.pt"
     checkpoint.save(path, {"iteration": 1})
     content = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^checkpoint .*best\.pt: cannot be written \(.*--resume auto$") as caught:
+            checkpoint.save(path, {"weights": torch.zeros(1 << 16), "iteration": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    with pytest.raises(UserError, match="no space"):
-        checkpoint.save(path, {"weights": torch.zeros(1000), "iteration": 2, "bad": Unwritable()})
-
+    assert "File too large" in str(caught.value)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unfinished_file_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     """A process killed while saving leaves its scratch file behind."""
-    checkpoint.save(tmp_path / "00000001.pt", {"iteration": 1})
-    (tmp_path / ".00000002.pt.77.partial").write_bytes(b"half")
+    folder = RunFolder(tmp_path)
+    checkpoint.save(folder.checkpoint(1), {"iteration": 1})
+    (folder.best.parent / ".00000002.pt.77.partial").write_bytes(b"half")
 
-    assert checkpoint.latest(tmp_path) == tmp_path / "00000001.pt"
+    assert checkpoint.latest(folder) == folder.checkpoint(1)
 
 
 def test_rotation_keeps_the_last_and_the_named_ones(tmp_path: Path) -> None:
-    names = [checkpoint.numbered_path(tmp_path, iteration).name for iteration in (3, 20, 100, 9)]
-    for name in (*names, "best.pt", "last_good.pt", "notes.txt"):
-        (tmp_path / name).touch()
-    checkpoint.rotate(tmp_path, keep=2)
+    folder = RunFolder(tmp_path)
+    assert checkpoint.latest(folder) is None
+    kept = [folder.checkpoint(20), folder.checkpoint(100), folder.best, folder.last_good]
+    folder.best.parent.mkdir()
+    for path in (*kept, folder.checkpoint(3), folder.checkpoint(9)):
+        path.touch()
+    checkpoint.rotate(folder, keep=2)
 
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"00000020.pt", "00000100.pt", "best.pt", "last_good.pt", "notes.txt"}
-    assert checkpoint.latest(tmp_path) == tmp_path / "00000100.pt"
-    assert checkpoint.latest(tmp_path / "absent") is None
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"garbage",
-        b"hello world, this is a text file\n" * 50,
-        b"\x00" * 1000,
-        b"\x80\x02}q\x00.",
-        b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
-        pickle.dumps({"format": 1, "student": Foreign()}),
-        pickle.dumps([1, 2, 3]),
-        *(random.Random(seed).randbytes(300) for seed in range(8)),
-        *(b"\x80\x02" + random.Random(seed).randbytes(300) for seed in range(8)),
-    ],
-)
-def test_a_file_that_is_no_checkpoint_is_an_error_of_one_line(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "some.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"some\.pt") as caught:
-        checkpoint.load(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_an_error(share: float, tmp_path: Path) -> None:
-    path = tmp_path / "cut.pt"
-    checkpoint.save(path, {"weights": torch.randn(5000), "iteration": 3})
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"cut\.pt"):
-        checkpoint.load(path)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_damaged_archive_is_an_error(seed: int, tmp_path: Path) -> None:
-    """The archive is sound, the pickle in it is not."""
-    whole, path = tmp_path / "whole.pt", tmp_path / "damaged.pt"
-    checkpoint.save(whole, {"weights": torch.randn(3), "iteration": 3})
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
-        for name in source.namelist():
-            garbage = b"\x80\x02" + random.Random(seed).randbytes(100)
-            target.writestr(name, garbage if name.endswith("data.pkl") else source.read(name))
-    with pytest.raises(UserError, match=r"damaged\.pt") as caught:
-        checkpoint.load(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_foreign_torch_files_are_told_apart(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    for content in ({"conv.weight": torch.zeros(2)}, [torch.zeros(2)], {"format": 99}):
-        torch.save(content, path)
-        with pytest.raises(UserError, match="not a cosa_fast checkpoint"):
-            checkpoint.load(path)
-
-
-def test_objects_are_never_built_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "objects.pt"
-    torch.save({"format": checkpoint.FORMAT, "student": Foreign()}, path)
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(path)
-
-
-def test_a_missing_file_says_where_checkpoints_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file; checkpoints are in"):
-        checkpoint.load(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="no such file"):
-        checkpoint.load(tmp_path)
-
-
-@pytest.mark.parametrize("overrides", [(), ("model.aux_layer=null", "threshold.mode=fixed")])
-def test_loaded_networks_give_the_engine_s_outputs(
-    overrides: tuple[str, ...],
-    make_engine: Callable[..., Engine],
-    make_config: Callable[..., Config],
-    batches: list[Batch],
-    tmp_path: Path,
-) -> None:
-    engine = make_engine(*overrides)
-    for batch in batches[:2]:
-        metrics = engine.step(batch)
-    classes = list("abcde")
-    extra = {"config": config_to_dict(engine.config), "classes": classes, "best": 0.0}
-    checkpoint.save(tmp_path / "00000002.pt", {**engine.state_dict(), **extra})
-
-    networks = checkpoint.load_networks(tmp_path / "00000002.pt")
-
-    assert (networks.iteration, networks.classes) == (2, tuple(classes))
-    assert networks.thresholds == (
-        pytest.approx(float(metrics["xi"])),
-        pytest.approx(float(engine.threshold_values[1])) if not overrides else 0.45,
-    )
-    for own, network in ((engine.student, networks.student), (engine.teacher.model, networks.teacher)):
-        assert not network.training
-        assert not [p for p in network.parameters() if p.requires_grad]
-        with torch.no_grad():
-            pairs = zip(own(batches[2].weak), network(batches[2].weak), strict=True)
-        for expected, actual in pairs:
-            if expected is None:
-                assert actual is None
-            else:
-                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_networks_do_not_ask_for_the_backbone_s_own_weights(
-    make_engine: Callable[..., Engine], batches: list[Batch], tmp_path: Path
-) -> None:
-    """A checkpoint is whole: the file or hub that training began from may be gone."""
-    engine = make_engine()
-    values = config_to_dict(engine.config)
-    values["model"]["weights"] = str(tmp_path / "gone.pth")
-    extra = {"config": values, "classes": list("abcde"), "best": 0.0}
-    checkpoint.save(tmp_path / "1.pt", {**engine.state_dict(), **extra})
-
-    assert torch.equal(
-        checkpoint.load_networks(tmp_path / "1.pt").student.classifier.weight, engine.student.classifier.weight
-    )
-
-
-def test_thresholds_are_unknown_before_cotraining_and_with_bands(
-    make_engine: Callable[..., Engine], batches: list[Batch], tmp_path: Path
-) -> None:
-    band = ("threshold.mode=band", "loss.csc=0", "loss.reliability=none")
-    for overrides in (("optim.cotrain_after=1",), band):
-        engine = make_engine(*overrides)
-        engine.step(batches[0])
-        extra = {"config": config_to_dict(engine.config), "classes": list("abcde"), "best": 0.0}
-        checkpoint.save(tmp_path / "1.pt", {**engine.state_dict(), **extra})
-        assert checkpoint.load_networks(tmp_path / "1.pt").thresholds == (None, None)
+    assert {*folder.best.parent.iterdir()} == {*kept}
+    assert checkpoint.latest(folder) == folder.checkpoint(100)

@@ -76,10 +76,10 @@ def test_log_has_the_flops_of_each_phase(engine: str, make_config: Callable[...,
 
 def test_unknown_flops_leave_the_figure_out_until_the_next_read() -> None:
     timer = StepTimer(CPU)
-    timer.waited(0.0, 10)
-    timer.waited(0.0, None)
+    timer.step_ended(0.0, 10)
+    timer.step_ended(0.0, None)
     assert "tflop_per_second" not in timer.read(1)
-    timer.waited(0.0, 10)
+    timer.step_ended(0.0, 10)
     assert timer.read(1)["tflop_per_second"] > 0
 
 

@@ -12,8 +12,9 @@ import torch
 
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
-from cosa_fast.run import checkpoint
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run.data import choose_pipeline, open_datasets, open_pipeline
+from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 
 CPU = torch.device("cpu")
@@ -32,12 +33,11 @@ def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
-    return json.loads((Path(config.run.output) / config.run.name / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads(RunFolder.of(config).manifest.read_text(encoding="utf-8"))
 
 
 def checkpoint_of(config: Config, iteration: int) -> dict[str, Any]:
-    folder = Path(config.run.output) / config.run.name / "checkpoints"
-    state = checkpoint.load(checkpoint.numbered_path(folder, iteration))
+    state = load(RunFolder.of(config).checkpoint(iteration))
     return {key: value for key, value in state.items() if key != "config"}
 
 
@@ -84,11 +84,10 @@ def test_a_run_with_dali_resumes_bit_for_bit(
     train(straight)
     assert "data pipeline: dali" in capsys.readouterr().out
     assert manifest_of(straight)["pipeline"] == "dali"
-    folders = [Path(c.run.output) / c.run.name / "checkpoints" for c in (straight, broken)]
-    folders[1].mkdir(parents=True)
+    source, target = RunFolder.of(straight), RunFolder.of(broken)
+    target.best.parent.mkdir(parents=True)
     for number in (1, 2, 3, 4):
-        name = checkpoint.numbered_path(Path(), number)
-        (folders[1] / name).write_bytes((folders[0] / name).read_bytes())
+        shutil.copy(source.checkpoint(number), target.checkpoint(number))
     train(broken, resume="auto")
     assert same(checkpoint_of(broken, 6), checkpoint_of(straight, 6))
     assert "warning" not in capsys.readouterr().out

@@ -12,7 +12,7 @@ from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
-from cosa_fast.run import checkpoint
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run.training import train
 from cosa_fast.train import main
 
@@ -41,7 +41,7 @@ def test_trace_and_table_of_a_run_that_goes_on_unchanged(
     assert str(directory / "profile" / "trace.json") in lines[0]
 
     plain = train(make_config("optim.iterations=7")).directory
-    final = [checkpoint.load(each / "checkpoints" / "00000007.pt")["student"] for each in (directory, plain)]
+    final = [load(each / "checkpoints" / "00000007.pt")["student"] for each in (directory, plain)]
     assert same(*final)
 
 

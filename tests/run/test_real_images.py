@@ -14,8 +14,8 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.engine.plain import Engine
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
-from cosa_fast.run.data import augmentation
 
 SHARED = Path(os.environ.get("COSA_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 WEIGHTS = SHARED / "weights" / "deit_small_patch16_224_saliency_fp16.safetensors"
@@ -47,7 +47,7 @@ def run(engine: Engine, iterations: int) -> list[dict[str, float]]:
     config = engine.config
     dataset = open_dataset("voc", config.data.root, "train_aug")
     start = engine.iteration * config.optim.batch_size
-    stream = iter(TorchPipeline(dataset, augmentation(config), config.optim.batch_size, config.run.seed, start=start))
+    stream = iter(TorchPipeline(dataset, config.data, config.optim.batch_size, config.run.seed, start=start))
     return [{name: float(v) for name, v in engine.step(next(stream)).items()} for _ in range(iterations)]
 
 
@@ -64,6 +64,6 @@ def test_a_vit_starts_at_the_method_s_losses_and_resumes_bit_for_bit(
     run(first, 3)
     checkpoint.save(tmp_path / "half.pt", first.state_dict())
     second = Engine(config, 20, torch.device("cpu"))
-    second.load_state_dict(checkpoint.load(tmp_path / "half.pt"))
+    second.load_state_dict(load(tmp_path / "half.pt"))
     assert run(second, 1) == log[3:]
     assert same(second.state_dict(), straight.state_dict())

@@ -18,7 +18,9 @@ import yaml
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
+from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 from cosa_fast.train import main
 
@@ -36,9 +38,9 @@ def log(directory: Path) -> list[dict[str, Any]]:
 
 def final(directory: Path) -> dict[str, Any]:
     """The newest checkpoint, without the settings and names of the run."""
-    path = checkpoint.latest(directory / "checkpoints")
+    path = checkpoint.latest(RunFolder(directory))
     assert path is not None
-    return {key: value for key, value in checkpoint.load(path).items() if key != "config"}
+    return {key: value for key, value in load(path).items() if key != "config"}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,7 @@ def interrupted(straight: Path, directory: Path, iteration: int) -> None:
     """The folder of a run that ended after `iteration`."""
     (directory / "checkpoints").mkdir(parents=True)
     for number in range(1, iteration + 1):
-        name = checkpoint.numbered_path(Path("checkpoints"), number)
-        shutil.copy(straight / name, directory / name)
+        shutil.copy(RunFolder(straight).checkpoint(number), RunFolder(directory).checkpoint(number))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_resuming_a_finished_run_evaluates_again(
     config = make_config("run.name=other")
     summary = train(config, resume=str(straight / "checkpoints" / "00000006.pt"))
 
-    assert summary.results.keys() == {"student", "teacher"}
+    assert summary.results.keys() == {"on", "an"}
     assert same(final(tmp_path / "runs" / "other"), final(straight))
 
 
@@ -109,7 +110,7 @@ def test_the_best_score_is_remembered(straight: Path, make_config: Callable[...,
     """A worse evaluation after the resumption must not replace best.pt."""
     config = make_config()
     directory = Path(config.run.output) / config.run.name
-    state = checkpoint.load(straight / "checkpoints" / "00000005.pt")
+    state = load(straight / "checkpoints" / "00000005.pt")
     checkpoint.save(directory / "checkpoints" / "00000005.pt", {**state, "best": 99.0})
     train(config, resume="auto")
 
@@ -187,7 +188,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(
 
     assert stopped.returncode == 0, stopped.stderr
     assert "stopped by a signal at iteration" in stopped.stdout
-    newest = checkpoint.latest(directory / "checkpoints")
+    newest = checkpoint.latest(RunFolder(directory))
     assert newest is not None
     assert 15 <= int(newest.stem) < 60
     assert not (directory / "results.json").exists()

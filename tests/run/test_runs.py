@@ -16,13 +16,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from cosa_fast import api
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import config_from_dict, config_to_dict, load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.views.parameters import image_index
 from cosa_fast.errors import UserError
-from cosa_fast.run import checkpoint
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, load
+from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 from cosa_fast.train import main
 
@@ -128,7 +130,7 @@ def test_last_checkpoints_and_the_best_are_kept(run: tuple[Path, Config]) -> Non
     names = {path.name for path in (run[0] / "checkpoints").iterdir()}
     assert names == {"00000004.pt", "00000006.pt", "best.pt"}
     scores = {line["iteration"]: line["seg_label_free"] for line in records(run[0], "eval_teacher")}
-    assert scores[checkpoint.load(run[0] / "checkpoints" / "best.pt")["iteration"]] == max(scores.values())
+    assert scores[load(run[0] / "checkpoints" / "best.pt")["iteration"]] == max(scores.values())
 
 
 def test_results_and_gallery_are_there_at_the_end(run: tuple[Path, Config]) -> None:
@@ -141,10 +143,15 @@ def test_results_and_gallery_are_there_at_the_end(run: tuple[Path, Config]) -> N
         assert min(picture.size) > 64
 
 
-def test_loaded_networks_of_a_run_evaluate(run: tuple[Path, Config]) -> None:
-    networks = checkpoint.load_networks(run[0] / "checkpoints" / "best.pt")
-    assert networks.config.loss.alpha == 0.7
-    assert networks.thresholds[0] is not None
+def test_best_checkpoint_evaluates_to_what_the_run_logged_of_it(run: tuple[Path, Config]) -> None:
+    best = run[0] / "checkpoints" / "best.pt"
+    iteration = load(best)["iteration"]
+    for name, result in api.evaluate(best).items():
+        kind = f"eval_{NAMES_IN_FILES[name]}"
+        logged = next(record for record in records(run[0], kind) if record["iteration"] == iteration)
+        expected = {key: value for key, value in result.summary().items() if value == value}
+        assert {key: logged[key] for key in expected} == expected
+        assert "cam_at_threshold" in expected
 
 
 # What a run refuses
@@ -175,18 +182,28 @@ def test_overwriting_leaves_nothing_of_the_old_run(run: tuple[Path, Config], mak
     config = make_config("run.name=whole", "optim.iterations=2", "optim.cotrain_after=2")
     directory = Path(config.run.output) / "whole"
     shutil.copytree(run[0], directory)
+    (directory / "profile").mkdir()
+    (directory / "profile" / "top.txt").write_text("old")
+    gallery = (directory / "gallery.png").read_bytes()
     train(config, overwrite=True)
 
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"00000002.pt", "best.pt"}
     assert [line["iteration"] for line in records(directory, "train")] == [1, 2]
-    assert not (directory / "gallery.png").exists()
+    assert (directory / "gallery.png").read_bytes() != gallery
+    assert json.loads((directory / "results.json").read_text(encoding="utf-8"))["iteration"] == 2
+    assert not (directory / "profile" / "top.txt").exists()
     assert "before" not in json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     assert len(list((directory / "tensorboard").iterdir())) == 1
 
 
-def test_a_crop_that_does_not_fit_the_stride_is_refused(make_config: MakeConfig) -> None:
+def test_a_crop_that_does_not_fit_the_stride_is_refused_before_an_old_run_is_replaced(make_config: MakeConfig) -> None:
+    config = make_config("data.crop_size=60")
+    old = RunFolder.of(config).best
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"precious")
     with pytest.raises(UserError, match=r"data.crop_size = 60 .*stride, 8"):
-        train(make_config("data.crop_size=60"))
+        train(config, overwrite=True)
+    assert old.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("key", ["eval.classes", "eval.coexistence"])
@@ -224,12 +241,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_good_checkpoint(
     assert captured.err.count("\n") == 1
     path = tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt"
     assert str(path) in captured.err
-    state, expected = checkpoint.load(path), checkpoint.load(good.directory / "checkpoints" / "00000003.pt")
+    state, expected = load(path), load(good.directory / "checkpoints" / "00000003.pt")
     assert all(torch.isfinite(tensor).all() for tensor in tensors(state) if tensor.is_floating_point())
     assert all(same(state[key], expected[key]) for key in ("iteration", "student", "teacher", "thresholds"))
 
     resumed = train(make_config("run.name=resumed"), resume=str(path))
-    final = [checkpoint.load(s.directory / "checkpoints" / "00000006.pt")["student"] for s in (good, resumed)]
+    final = [load(s.directory / "checkpoints" / "00000006.pt")["student"] for s in (good, resumed)]
     assert same(*final)
 
 
@@ -237,7 +254,7 @@ def test_an_exploding_learning_rate_names_iteration_and_remedy(make_config: Make
     with pytest.raises(UserError, match=r"iteration \d: cls is not finite; .*lower optim.lr") as caught:
         train(make_config("optim.lr=1e30", "optim.warmup=0"))
     assert "\n" not in str(caught.value)
-    state = checkpoint.load(tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt")
+    state = load(tmp_path / "runs" / "tiny" / "checkpoints" / "last_good.pt")
     assert all(torch.isfinite(tensor).all() for tensor in tensors(state) if tensor.is_floating_point())
 
 
@@ -264,7 +281,7 @@ def test_an_unreadable_image_in_the_middle_ends_with_its_name_and_a_checkpoint(
     assert captured.err.startswith("error: ")
     assert str(image) in captured.err
     assert captured.err.count("\n") == 1
-    assert checkpoint.load(tmp_path / "runs" / "tiny" / "checkpoints" / "00000002.pt")["iteration"] == 2
+    assert load(tmp_path / "runs" / "tiny" / "checkpoints" / "00000002.pt")["iteration"] == 2
     # The order of the data is kept: with the image whole again the run goes on.
     shutil.copy(data_root / "JPEGImages" / image.name, image)
     assert train(config, resume="auto").iteration == 6

@@ -1,7 +1,5 @@
-"""The DALI pipeline keeps the contract of the portable one: same images, labels, crops; resumable; blind to masks."""
+"""The DALI pipeline: images, labels and crops of the portable one, whoever decodes; memory and threads of its own."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import islice
@@ -27,20 +25,12 @@ from cosa_fast.data_pipeline.dali import pipeline as dali_pipeline
 from cosa_fast.data_pipeline.dali.operations import decode
 from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = AugmentConfig(crop_size=48)
 
 
 @pytest.fixture
 def dataset(synthetic_root: Path) -> ImageDataset:
     return open_dataset("synthetic", synthetic_root, "train")
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device(request.param)
 
 
 def take(dataset: ImageDataset, count: int, batch_size: int = 5, device: str = "cpu", **options: Any) -> list[Batch]:
@@ -50,11 +40,6 @@ def take(dataset: ImageDataset, count: int, batch_size: int = 5, device: str = "
 
 def portable(dataset: ImageDataset, count: int, batch_size: int = 5, **options: Any) -> list[Batch]:
     return list(islice(TorchPipeline(dataset, CONFIG, batch_size, 7, **options), count))
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    tensors = ((a.weak, b.weak), (a.strong, b.strong), (a.labels, b.labels), (a.valid, b.valid))
-    return a.ids == b.ids and all(torch.equal(x, y) for x, y in tensors)
 
 
 def steps(a: Batch, b: Batch) -> float:
@@ -97,40 +82,9 @@ def test_crops_land_in_the_same_pixels(make_voc: Callable[..., Path], device: to
         assert (a.weak.cpu() - b.weak).abs().max() * 255 * max(config.std) < 4
 
 
-def test_resuming_from_a_position_continues_the_stream(dataset: ImageDataset) -> None:
-    whole, rest = take(dataset, 6), take(dataset, 3, start=15)
-    assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
-
-
-def test_iterating_again_begins_again(dataset: ImageDataset) -> None:
-    pipeline = DaliPipeline(dataset, CONFIG, 4, 1, device=torch.device("cpu"))
-    first, second = (list(islice(pipeline, 3)) for _ in range(2))
-    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_see_together_what_one_sees(dataset: ImageDataset, ranks: int) -> None:
-    """Over several epochs; each image of an epoch exactly once."""
-    whole = take(dataset, 6, batch_size=6)
-    parts = [take(dataset, 6, batch_size=6, rank=rank, ranks=ranks) for rank in range(ranks)]
-    for number, batch in enumerate(whole):
-        pieces = [part[number] for part in parts]
-        assert [id for piece in pieces for id in piece.ids] == batch.ids
-        assert torch.equal(torch.cat([piece.strong for piece in pieces]), batch.strong)
-        assert torch.equal(torch.cat([piece.valid for piece in pieces]), batch.valid)
-    ids = [id for batch in whole for id in batch.ids]
-    assert [sorted(ids[epoch : epoch + 12]) for epoch in (0, 12, 24)] == [sorted(dataset.ids)] * 3
-
-
-@pytest.mark.parametrize("options", [{"threads": 3}, {"prefetch": 1}, {"prefetch": 5, "threads": 2}])
-def test_threads_and_prefetching_do_not_change_the_stream(dataset: ImageDataset, options: dict[str, int]) -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    assert all(equal(a, b) for a, b in zip(take(dataset, 5), take(dataset, 5, **options), strict=True))
-    assert torch.equal(torch.get_rng_state(), before), "the pipeline must not touch the global generator"
-
-
-def test_a_batch_outlives_those_after_it(dataset: ImageDataset, device: torch.device) -> None:
+def test_a_batch_outlives_those_after_it(
+    dataset: ImageDataset, device: torch.device, equal: Callable[[Batch, Batch], bool]
+) -> None:
     """Batches are DALI's own memory: it must not be used again while somebody holds them."""
     stream = iter(DaliPipeline(dataset, CONFIG, 4, 0, device=device, prefetch=1))
     held = [next(stream) for _ in range(3)]
@@ -140,12 +94,6 @@ def test_a_batch_outlives_those_after_it(dataset: ImageDataset, device: torch.de
     assert all(equal(a, b) for a, b in zip(held, copies, strict=True))
     stream.close()  # type: ignore[attr-defined]
     assert all(equal(a, b) for a, b in zip(held, copies, strict=True))
-
-
-def test_training_never_opens_a_mask(synthetic_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = open_dataset("synthetic", synthetic_root, "train")
-    monkeypatch.setattr(ImageDataset, "_read_mask", lambda *_: pytest.fail("a mask was opened"))
-    assert take(dataset, 2)[0].truth is None
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -267,29 +215,6 @@ def test_closing_the_stream_ends_its_threads(dataset: ImageDataset) -> None:
     assert threading.active_count() == before
 
 
-# Python's handler again first: a shell's background jobs ignore the signal.
-INTERRUPT = "signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2); time.sleep(9)"
-
-
-@pytest.mark.parametrize("end", ["raise SystemExit(3)", INTERRUPT, "1 / 0"])
-def test_a_program_that_ends_in_mid_stream_leaves_at_once(synthetic_root: Path, end: str) -> None:
-    program = f"""
-import os, signal, time, torch
-from cosa_fast.data_pipeline.datasets import open_dataset
-from cosa_fast.data_pipeline.dali_pipeline import AugmentConfig, DaliPipeline
-dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
-stream = iter(DaliPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, device=torch.device("cpu"), threads=2))
-next(stream)
-{end}
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=25)
-    assert done.returncode not in (0, -6, -11), done.stderr
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"start": -1}, {"threads": 0}, {"prefetch": 0}, {"rank": 2, "ranks": 2}]
-)
-def test_impossible_arguments_are_named(dataset: ImageDataset, wrong: dict[str, int]) -> None:
-    arguments = {"batch_size": 2, **wrong}
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        DaliPipeline(dataset, CONFIG, arguments.pop("batch_size"), 0, device=torch.device("cpu"), **arguments)
+def test_keeping_nothing_ready_is_refused(dataset: ImageDataset) -> None:
+    with pytest.raises(ValueError, match="prefetch is 0"):
+        DaliPipeline(dataset, CONFIG, 2, 0, device=torch.device("cpu"), prefetch=0)

@@ -43,13 +43,6 @@ def parity() -> ModuleType:
     return importlib.import_module("bench.views.parity")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device(request.param)
-
-
 def check(rows: list[dict[str, Any]], device: torch.device) -> None:
     slack = GPU_SLACK if device.type == "cuda" else (0, 0)
     for row in rows:

@@ -93,8 +93,8 @@ def test_gallery_has_a_row_per_image_and_the_truth_last(networks: Networks, tmp_
     assert pixels.shape == (20 + MARGIN + 2 * step, MARGIN + 5 * step, 3)
     truth = pixels[-step // 2 - 20 : -step // 2 + 20, -step // 2 - 20 : -step // 2 + 20].reshape(-1, 3)
     assert (truth[:, 0] >= 60).all(), "class 1 is dark red, mixed half and half"
-    assert networks.student.training
-    assert networks.teacher.training
+    assert networks.on.training
+    assert networks.an.training
 
 
 def test_cams_of_the_gallery_are_gated_by_the_classes_of_the_mask(networks: Networks, tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """Images that cannot be read: the run stops and names the file, or goes on without it, the same in both pipelines."""
 
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,26 +15,8 @@ from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
-CONFIG = AugmentConfig(crop_size=32)
 BAD = ("i3", "i4", "i9")
-
-
-def torch_stream(dataset: ImageDataset, batch_size: int, **options: Any) -> TorchPipeline:
-    return TorchPipeline(dataset, CONFIG, batch_size, 7, workers=options.pop("threads", 0), **options)
-
-
-def dali_stream(dataset: ImageDataset, batch_size: int, **options: Any) -> Any:
-    from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
-
-    return DaliPipeline(dataset, CONFIG, batch_size, 7, device=torch.device("cpu"), **options)
-
-
-Stream = Callable[..., Any]
-WITHOUT_DALI = pytest.mark.skipif(
-    importlib.util.find_spec("nvidia.dali") is None if importlib.util.find_spec("nvidia") else True,
-    reason="DALI is not installed (the extra [dali])",
-)
-both = pytest.mark.parametrize("stream", [torch_stream, pytest.param(dali_stream, marks=WITHOUT_DALI)])
+OpenStream = Callable[..., Iterable[Batch]]
 
 
 @pytest.fixture
@@ -67,29 +47,28 @@ def whole_order(root: Path) -> list[str]:
     """The ids of two epochs as they would be without damage."""
     for k in BAD:
         Image.new("RGB", (40, 30)).save(root / "JPEGImages" / f"{k}.jpg")
-    return ids(list(islice(torch_stream(open_dataset("voc", root, "train"), 4), 6)))
+    return ids(list(islice(TorchPipeline(open_dataset("voc", root, "train"), AugmentConfig(crop_size=48), 4, 7), 6)))
 
 
-@both
-def test_the_next_readable_image_takes_the_place(stream: Stream, dataset: ImageDataset, root: Path) -> None:
-    seen = ids(list(islice(stream(dataset, 4, unreadable="skip"), 6)))
+def test_the_next_readable_image_takes_the_place(open_stream: OpenStream, dataset: ImageDataset, root: Path) -> None:
+    seen = ids(list(islice(open_stream(dataset, 4, unreadable="skip"), 6)))
     instead = {"i3": "i5", "i4": "i5", "i9": "i10"}
     assert seen == [instead.get(id, id) for id in whole_order(root)]
 
 
-@both
-def test_each_bad_file_is_named_once(stream: Stream, dataset: ImageDataset, capfd: pytest.CaptureFixture[str]) -> None:
-    list(islice(stream(dataset, 4, unreadable="skip", threads=2), 9))
+def test_each_bad_file_is_named_once(
+    open_stream: OpenStream, dataset: ImageDataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    list(islice(open_stream(dataset, 4, unreadable="skip", threads=2), 9))
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("skipped: ")]
     assert len(lines) == len(BAD)
     assert all(any(f"{id}.jpg: " in line for line in lines) for id in BAD)
 
 
-@both
-def test_the_choice_depends_on_nothing_but_the_files(stream: Stream, dataset: ImageDataset) -> None:
-    whole = list(islice(stream(dataset, 6, unreadable="skip"), 6))
-    resumed = list(islice(stream(dataset, 6, unreadable="skip", start=12, threads=2), 4))
-    parts = [list(islice(stream(dataset, 6, unreadable="skip", rank=rank, ranks=2), 6)) for rank in (0, 1)]
+def test_the_choice_depends_on_nothing_but_the_files(open_stream: OpenStream, dataset: ImageDataset) -> None:
+    whole = list(islice(open_stream(dataset, 6, unreadable="skip"), 6))
+    resumed = list(islice(open_stream(dataset, 6, unreadable="skip", start=12, threads=2), 4))
+    parts = [list(islice(open_stream(dataset, 6, unreadable="skip", rank=rank, ranks=2), 6)) for rank in (0, 1)]
     for batch, again in zip(whole[2:], resumed, strict=True):
         assert batch.ids == again.ids
         assert torch.equal(batch.strong, again.strong)
@@ -97,26 +76,27 @@ def test_the_choice_depends_on_nothing_but_the_files(stream: Stream, dataset: Im
         assert torch.equal(batch.weak, torch.cat([piece.weak for piece in pieces]))
 
 
-@WITHOUT_DALI
+@pytest.mark.usefixtures("dali")
 def test_both_pipelines_skip_alike(dataset: ImageDataset) -> None:
-    pairs = zip(dali_stream(dataset, 4, unreadable="skip"), torch_stream(dataset, 4, unreadable="skip"), strict=True)
-    for ours, other in islice(pairs, 6):
-        assert ours.ids == other.ids
-        assert torch.equal(ours.valid, other.valid)
-        assert (ours.weak - other.weak).abs().mean() < 0.02
+    from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
+
+    common = (dataset, AugmentConfig(crop_size=32), 4, 7)
+    ours = DaliPipeline(*common, device=torch.device("cpu"), unreadable="skip")
+    for a, b in islice(zip(ours, TorchPipeline(*common, unreadable="skip"), strict=True), 6):
+        assert a.ids == b.ids
+        assert torch.equal(a.valid, b.valid)
+        assert (a.weak - b.weak).abs().mean() < 0.02
 
 
-@both
-def test_without_being_told_to_skip_the_stream_stops(stream: Stream, dataset: ImageDataset) -> None:
+def test_without_being_told_to_skip_the_stream_stops(open_stream: OpenStream, dataset: ImageDataset) -> None:
     with pytest.raises(UserError) as caught:
-        list(islice(stream(dataset, 4), 3))
+        list(islice(open_stream(dataset, 4), 3))
     message = str(caught.value)
     assert any(f"{id}.jpg: " in message for id in BAD)
     assert "\n" not in message
 
 
-@both
-def test_a_set_without_one_readable_image_is_an_error(stream: Stream, make_voc: Callable[..., Path]) -> None:
+def test_a_set_without_one_readable_image_is_an_error(open_stream: OpenStream, make_voc: Callable[..., Path]) -> None:
     root = make_voc({"a": b"nothing", "b": b""}, {"a": ["cat"], "b": ["cat"]})
     with pytest.raises(UserError, match="not one of the 2 images can be read"):
-        list(islice(stream(open_dataset("voc", root, "train"), 2, unreadable="skip"), 1))
+        list(islice(open_stream(open_dataset("voc", root, "train"), 2, unreadable="skip"), 1))

@@ -1,6 +1,7 @@
 """Every kind of image file is converted as documented or refused in one line that names it."""
 
 import io
+import warnings
 import zlib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import opened, read_image, read_mask, upright_size
 from cosa_fast.errors import UserError
 
 RED = (200, 30, 20)
@@ -94,6 +95,7 @@ def test_damaged_files_are_refused_with_their_name(tmp_path: Path) -> None:
     refusal(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     for size in ((10000, 9000), (60000, 60000)):
         buffer = io.BytesIO()
@@ -103,6 +105,18 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
         content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
         (tmp_path / "bomb.png").write_bytes(bytes(content))
         assert "more than" in refusal(tmp_path / "bomb.png")
+
+
+def test_reading_leaves_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    """In threads that overlap, one would else put back what another had set."""
+    path = saved(Image.new("RGB", (2, 2)), tmp_path / "x.png")
+    before = list(warnings.filters)
+    first, second = opened(path), opened(path)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert list(warnings.filters) == before
 
 
 def test_masks_are_palette_indices_and_anything_else_is_refused(tmp_path: Path) -> None:

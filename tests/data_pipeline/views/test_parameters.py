@@ -37,7 +37,7 @@ def test_values_are_frozen_so_that_old_runs_resume_exactly() -> None:
     position=st.integers(0, 2**63),
     height=st.integers(1, 9000),
     width=st.integers(1, 9000),
-    crop=st.integers(1, 600),
+    crop=st.integers(16, 600),
 )
 def test_geometry_always_fits_image_and_crop(seed: int, position: int, height: int, width: int, crop: int) -> None:
     p = draw(seed, position, (height, width), AugmentConfig(crop_size=crop))
@@ -84,7 +84,15 @@ def test_every_image_comes_once_per_epoch_in_a_new_order(length: int) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop_size": 0}, {"scale_range": (2.0, 0.5)}, {"flip_probability": 1.5}, {"blur_radius": (-1.0, 2.0)}],
+    [
+        {"crop_size": 15},
+        {"scale_range": (2.0, 0.5)},
+        {"scale_range": (0.5, 17.0)},
+        {"flip_probability": 1.5},
+        {"blur_probability": float("nan")},
+        {"blur_radius": (-1.0, 2.0)},
+        {"std": (0.2, 0.0, 0.2)},
+    ],
 )
 def test_configuration_outside_its_range_is_refused_by_name(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,0 +1,125 @@
+"""Evaluations of ON and AN: in the loop, with the choice of the best checkpoint, and of a checkpoint's networks."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.device import pick_device
+from cosa_fast.distributed import Ranks
+from cosa_fast.engine.base import EngineBase
+from cosa_fast.errors import UserError
+from cosa_fast.evaluation.evaluator import Evaluator, Thresholds
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
+from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.run.data import Pipeline, choose_pipeline, loading
+from cosa_fast.run.log import RunLog
+
+HEADLINE = {
+    "seg_label_free": "seg label-free",
+    "seg_label_aware": "seg label-aware",
+    "cam_best": "CAM at best threshold",
+}
+# The rest of the configuration shaped the weights; changing it for an evaluation would change nothing, silently.
+SECTIONS = ("data", "teacher", "eval", "run")
+
+
+class LoopEvaluation:
+    """Evaluates the engine's networks as the run goes on, logs the figures, and knows the best ones so far.
+
+    `best` is AN's label-free mIoU of the segmentation in percent. Before co-training it is that of AN's CAM less 1000:
+    any co-trained network is better.
+    """
+
+    def __init__(
+        self, engine: EngineBase, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
+    ) -> None:
+        self.best = best
+        self._engine = engine
+        self._dataset = dataset
+        self._log = log
+        config = engine.config
+        self._evaluator = Evaluator(
+            config, dataset.classes, engine.device, loading=loading(config, pipeline), ranks=ranks
+        )
+
+    def evaluate(self) -> tuple[dict[str, EvalResult], bool]:
+        """{"on": result, "an": result}, and whether they are the best so far.
+
+        eval.limit shortens the evaluations in the loop; that after the last iteration is over everything.
+        """
+        engine, config = self._engine, self._engine.config
+        engine.check()
+        limit = None if engine.iteration >= config.optim.iterations else config.eval.limit
+        results = {}
+        for name, network in (("on", engine.student), ("an", engine.teacher.model)):
+            with engine.evaluating():
+                results[name] = self._evaluator.evaluate(
+                    network, self._dataset, thresholds=self._thresholds(), limit=limit
+                )
+            self._report(name, results[name])
+        return results, self._is_best(results["an"])
+
+    def _report(self, name: str, result: EvalResult) -> None:
+        iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
+        summary = {key: value for key, value in result.summary().items() if value == value}
+        self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
+        figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
+        self._log.message(f"iteration {iteration} {name.upper()}: {'  '.join(figures)}")
+
+    def _thresholds(self) -> Thresholds:
+        if not has_thresholds(self._engine.config, self._engine.iteration):
+            return None, None
+        xi, xi_aux = self._engine.threshold_values
+        return float(xi), float(xi_aux)
+
+    def _is_best(self, result: EvalResult) -> bool:
+        cotrained = self._engine.iteration > self._engine.config.optim.cotrain_after
+        summary = result.summary()
+        score = summary["seg_label_free"] if cotrained else summary["cam_best"] - 1000
+        better = score > self.best
+        self.best = score if better else self.best
+        return better
+
+
+def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:
+    """The checkpoint's configuration with overrides of what an evaluation uses; UserError for other sections."""
+    for override in overrides:
+        section = override.partition("=")[0].partition(".")[0]
+        if section in {"model", "threshold", "loss", "optim"}:
+            raise UserError(
+                f"override '{override}': {section} belongs to the training of {where}; "
+                f"an evaluation can change {', '.join(SECTIONS)}"
+            )
+    return config_from_dict(config_to_dict(networks.config), overrides, where=where)
+
+
+def evaluate_networks(
+    networks: Networks, config: Config, names: Sequence[str] = ("on", "an"), *, limit: int | None = None
+) -> dict[str, EvalResult]:
+    """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it; a terminal shows a
+    bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    data, device = config.data, pick_device(config.run.device)
+    dataset = open_dataset(
+        data.format, data.root, data.val_split, labels=data.labels, classes=data.classes, need_labels=False
+    )
+    pipeline, _ = choose_pipeline(config, device)
+    evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
+    results = {}
+    for name in names:
+        with tqdm(desc=name.upper(), unit="image", leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            results[name] = evaluator.evaluate(
+                networks.named(name).to(device), dataset, thresholds=networks.thresholds, limit=limit, progress=progress
+            )
+    return results

@@ -1,0 +1,54 @@
+"""Where the parts of a split are: what each format finds, and what finding them takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.labels import Labels
+from cosa_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One split as a format finds it.
+
+    ids, images: one per image, in the order of `listing`, the file or folder that lists them. classes: the foreground
+    names; None where only the labels name them.
+    label_files: where a label file may be; the first that is there counts. annotations: (place, how to read its labels)
+    of what is taken where there is no label file. masks: one per image, None if there are none. dataset: makes the data
+    set of classes, ids, images, label table and masks.
+    """
+
+    ids: list[str]
+    images: list[Path]
+    listing: Path
+    classes: tuple[str, ...] | None
+    label_files: tuple[Path, ...] = ()
+    annotations: tuple[Path, Callable[[], Labels]] | None = None
+    masks: list[Path] | None = None
+    dataset: Callable[..., ImageDataset] = ImageDataset
+
+
+def file_names(folder: Path) -> set[str]:
+    """The names in a folder; none if it does not exist."""
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+def mask_files(folder: Path, ids: Sequence[str]) -> list[Path] | None:
+    """FOLDER/ID.png of every image, or None if not one of them exists. No mask is opened."""
+    present = file_names(folder)
+    return [folder / f"{id}.png" for id in ids] if any(f"{id}.png" in present for id in ids) else None
+
+
+def require_files(images: Sequence[Path], listing: Path) -> None:
+    """UserError if an image that `listing` names is not there. Lists each folder once: far cheaper than a look-up per
+    file on a network disk.
+    """
+    present = {folder: file_names(folder) for folder in {image.parent for image in images}}
+    missing = [image for image in images if image.name not in present[image.parent]]
+    if missing:
+        raise UserError(
+            f"{listing}: {len(missing)} of {len(images)} listed images are missing, first {missing[0]}; "
+            "restore them or take them off the list"
+        )

@@ -1,0 +1,44 @@
+"""Multi-scale inference: sums over bands of rows, and modules that get their modes back."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
+from torch import Tensor, nn
+
+from cosa_fast.evaluation import inference
+from cosa_fast.network.model import Outputs
+
+
+@pytest.mark.parametrize("band_values", [1, 500, 1 << 24])
+def test_summed_logits_equal_whole_interpolated_maps(monkeypatch: pytest.MonkeyPatch, band_values: int) -> None:
+    monkeypatch.setattr(inference, "BAND_VALUES", band_values)
+    generator = torch.Generator().manual_seed(3)
+    segs = [torch.randn(2, 4, h, w, generator=generator) for h, w in ((3, 5), (1, 1), (9, 2))]
+    size = (23, 14)
+    expected = torch.zeros(4, *size)
+    for seg in segs:
+        whole = F.interpolate(seg, size=size, mode="bilinear", align_corners=False)
+        expected += whole[0] + whole[1].flip(-1)
+    bands = list(inference.summed_logits(segs, size))
+    assert [rows.start for rows, _ in bands] == sorted(rows.start for rows, _ in bands)
+    torch.testing.assert_close(torch.cat([logits for _, logits in bands], dim=1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_modes_come_back_even_after_an_error(tmp_path: Path) -> None:
+    class Failing(ColourNet):
+        def forward(self, images: Tensor, seg: bool = True) -> Outputs:
+            raise RuntimeError("no forward")
+
+    dataset = make_dataset(tmp_path, block_masks())
+    for model in (ColourNet(), Failing()):
+        model.add_module("norm", nn.BatchNorm2d(3))
+        model.train()
+        model.get_submodule("norm").eval()  # frozen statistics stay frozen
+        with contextlib.suppress(RuntimeError):
+            evaluate(model, dataset)
+        assert model.training
+        assert not model.get_submodule("norm").training

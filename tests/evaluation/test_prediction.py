@@ -1,0 +1,30 @@
+"""Segmentations of any images: which files are planned, and what the network sees of them."""
+
+from pathlib import Path
+
+import pytest
+from evaluation_support import CLASSES, TINY_MODEL, picture, random_network
+from PIL import Image
+
+from cosa_fast.config.schema import Config, EvalConfig
+from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import Networks
+from cosa_fast.evaluation.prediction import Segmenter, plan
+
+
+def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
+    config = Config(model=TINY_MODEL, eval=EvalConfig(scales=(1.0,)))
+    networks = Networks(config, CLASSES, 1, random_network(0), random_network(1), (None, None))
+    sizes: list[tuple[int, ...]] = []
+    networks.an.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    with Image.open(picture(tmp_path / "a.jpg", 900, 300)) as image:
+        classes = Segmenter(networks, max_side=96).segment(image)
+    assert sizes == [(2, 3, 32, 96)]
+    assert classes.shape == (300, 900)
+
+
+def test_sources_that_hold_no_image_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        plan([tmp_path / "nowhere"], tmp_path)
+    with pytest.raises(UserError, match="no images in"):
+        plan([tmp_path], tmp_path)

@@ -1,0 +1,99 @@
+"""python -m cosa_fast.evaluate: what it prints and writes, and its errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evaluation_support import (
+    CLASSES,
+    MEAN,
+    STD,
+    TINY_MODEL,
+    block_masks,
+    evaluate,
+    make_dataset,
+    random_network,
+    save_networks,
+    write_voc,
+)
+
+from cosa_fast.config.schema import Config, DataConfig, EvalConfig, OptimConfig, TeacherConfig
+from cosa_fast.errors import UserError
+from cosa_fast.evaluate import main
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Path]:
+    """(checkpoint, root of its data set)."""
+    root = write_voc(tmp_path / "set", block_masks())
+    config = Config(
+        data=DataConfig(root=str(root), mean=MEAN, std=STD),
+        model=TINY_MODEL,
+        eval=EvalConfig(scales=(1.0,)),
+        optim=replace(OptimConfig(), cotrain_after=5),
+    )
+    on, an = random_network(0), random_network(1)
+    return save_networks(tmp_path / "saved.pt", on, an, config, iteration=7, thresholds=(0.31, 0.43)), root
+
+
+def test_evaluate_prints_both_networks_and_writes_every_figure(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = saved
+    output = tmp_path / "new" / "figures.json"
+    assert main([str(path), "eval.scales=[1.0, 0.5]", "--json", str(output), "eval.flip=false"]) == 0
+    printed = capsys.readouterr().out
+    assert "ON at iteration 7, 3 images of val" in printed
+    assert "AN at iteration 7" in printed
+    assert printed.count("label-aware") >= 2
+    record = json.loads(output.read_text())
+    assert record["scales"] == [1.0, 0.5]
+    assert record["flip"] is False
+    assert record["student"]["summary"]["cam_threshold"] == pytest.approx(0.31)
+    dataset = make_dataset(tmp_path / "png", block_masks())
+    dataset._images = tuple(root / "JPEGImages" / f"{index}.jpg" for index in range(3))
+    direct = evaluate(
+        random_network(0),
+        dataset,
+        eval=EvalConfig(scales=(1.0, 0.5), flip=False),
+        teacher=TeacherConfig(),
+        thresholds=(0.31, 0.43),
+    )
+    assert record["student"]["summary"]["seg_label_free"] == pytest.approx(direct.label_free.miou)
+    assert record["teacher"]["summary"] != record["student"]["summary"]
+    assert set(record["teacher"]["per_class"]) == {"background", *CLASSES}
+
+
+@pytest.mark.parametrize(("spelling", "shown"), [("teacher", "AN"), ("an", "AN"), ("student", "ON"), ("on", "ON")])
+def test_evaluate_takes_a_network_a_split_and_a_limit(
+    spelling: str, shown: str, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(saved[0]), "--network", spelling, "--split", "half"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{shown} at iteration 7, 1 images of half" in printed
+    assert printed.count("at iteration") == 1
+    assert main([str(saved[0]), "--network", spelling, "--limit", "2"]) == 0
+    assert "2 images of val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.aux_layer=-1"], "belongs to the training"),
+        (["eval.scale=[1.0]"], "did you mean"),
+        (["eval.coexistence=[hrose]"], "hrose"),
+        (["--json", "{root}"], "cannot be written"),
+        (["data.root=/nowhere"], "/nowhere"),
+    ],
+)
+def test_evaluate_reports_mistakes_in_one_line(saved: tuple[Path, Path], arguments: list[str], message: str) -> None:
+    filled = [argument.format(root=saved[1]) for argument in arguments]
+    with pytest.raises(UserError, match=message) as caught:
+        main([str(saved[0]), *filled])
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_checked_before_the_work(saved: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        main([str(saved[0]), "--json", str(saved[1]), "data.root=/nowhere"])
