@@ -38,7 +38,7 @@ from bench.operators.timing import (
 )
 from cosa_fast.cli import run_cli
 from cosa_fast.errors import UserError
-from cosa_fast.kernels.launch.offline import ARCHITECTURES
+from cosa_fast.kernels.launch.offline import ARCHITECTURES, source_hash
 from cosa_fast.kernels.launch.runtime import HAS_TRITON, INTERPRETED
 
 # In the order in which they are measured, so that what a time budget cuts off is the least wanted.
@@ -206,7 +206,9 @@ def run_static(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.operators, arguments.architectures, quick=arguments.quick, processes=arguments.processes
     )
     limits = limit_rows(arguments.operators, quick=arguments.quick)
-    return {"kind": "static", "machine": machine(torch.device("cpu")), "rows": rows, "limits": limits}
+    whole = (arguments.operators, arguments.architectures, arguments.quick) == ([*OPERATORS], [*ARCHITECTURES], False)
+    compiled = {"kernels_hash": source_hash() if whole else None}  # a part of it says nothing of all kernels
+    return {"kind": "static", "machine": machine(torch.device("cpu")), **compiled, "rows": rows, "limits": limits}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
