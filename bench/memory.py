@@ -92,9 +92,8 @@ def predict(config: Config, network: CoSANet, *, cotraining: bool = True) -> dic
         record_launches("sm_90"),
         mock.patch.object(functional, "scaled_dot_product_attention", _flash_attention),
         LiveBytes() as live,
-        mock.patch("cosa_fast.engine.base.build_model", return_value=without_data(network)),
     ):
-        engine = FusedEngine(config, network.num_classes, META)
+        engine = FusedEngine(config, network.num_classes, META, network=without_data(network))
         batches = [_batch(config, network.num_classes) for _ in range(2)]
         engine.run(batches[0])  # from the second step on everything that lasts is there
         static = live.now

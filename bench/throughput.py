@@ -34,8 +34,9 @@ from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import check_backend, compute_type, pick_device
-from cosa_fast.engine.flops import step_flops
+from cosa_fast.device import compute_type, pick_device
+from cosa_fast.engine.base import check_backend
+from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.errors import UserError
 from cosa_fast.network.build import build_model
 from cosa_fast.run import manifest
@@ -66,7 +67,11 @@ def whole_steps(config: Config, bench: Bench) -> dict[str, Any]:
     # What the user can mend shows here; later on whatever goes wrong is a provider's.
     check_backend(config.run.backend, device)
     batch, num_classes = _first_batch(config, arguments, device)
-    flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
+    try:
+        flops = step_flops(build_model(config.model, num_classes), config, cotraining=True)
+    except UncountableError as error:
+        print(f"no TFLOP/s: {error}")
+        flops = None
 
     def feed() -> Feed:
         return RealBatches(config, device) if arguments.data == "real" else OneBatch(batch)

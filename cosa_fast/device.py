@@ -3,7 +3,6 @@
 import torch
 
 from cosa_fast.errors import UserError
-from cosa_fast.kernels.launch.runtime import use_triton
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -22,11 +21,3 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if native else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def check_backend(backend: str, device: torch.device) -> None:
-    """Refuse, before anything is computed, a run.backend that cannot work on this device."""
-    try:
-        use_triton(backend, torch.empty(0, device=device))
-    except ValueError as error:
-        raise UserError(f"run.backend = {backend} on {device.type}: {error}; use run.backend=auto") from error

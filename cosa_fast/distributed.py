@@ -97,9 +97,25 @@ def _host_group() -> dist.ProcessGroup:
     return _hosts
 
 
+# What gloo, NCCL and the store say when the other side of a connection is no longer there.
+_PEER_IS_GONE = (
+    "closed by peer",
+    "closed by remote peer",
+    "reset by peer",
+    "broken pipe",
+    "connection refused",
+    "pair closure",
+    "remote process exited",
+    "ncclremoteerror",
+    "collective operation timeout",
+)
+
+
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective operation failed because another process has gone."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "closed by peer"))
+    """Whether a collective operation failed because another process has gone, rather than for want of memory or a wrong
+    call."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistNetworkError | dist.DistStoreError) or any(word in text for word in _PEER_IS_GONE)
 
 
 @contextmanager

@@ -26,5 +26,14 @@ def hint(name: str, known: Collection[str], prefix: str = "") -> str:
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an exception's message, at most `limit` characters of it; its type's name if it has none."""
     lines = str(error).strip().splitlines()
-    line = " ".join(lines[0].split()) if lines else type(error).__name__
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+    return _shortened(lines[0] if lines else type(error).__name__, limit)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """A message of several lines as one, at most `limit` characters of it: where the first line alone says nothing."""
+    return _shortened(str(error) or type(error).__name__, limit)
+
+
+def _shortened(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -80,7 +80,7 @@ def evaluate(engine: FusedEngine, config: Config, dataset: ImageDataset, device:
     """AN's summary on eval.limit images."""
     single = replace(config, run=replace(config.run, precision="fp32"))
     evaluator = Evaluator(single, dataset.classes, device)
-    return evaluator.evaluate(engine.teacher.model, dataset, limit=config.eval.limit).summary()
+    return evaluator.evaluate(engine.an.master, dataset, limit=config.eval.limit).summary()
 
 
 def compare_phases(config: Config, curves: Curves, length: int) -> dict[str, dict[str, Any]]:

@@ -234,20 +234,20 @@ def _require_recipe(config: Config) -> None:
 
 
 class Baseline:
-    """The step: two networks, six separate forward passes of the teacher, torch.optim.AdamW, an EMA loop."""
+    """The step: two networks, six separate forward passes of AN, torch.optim.AdamW, an EMA loop."""
 
     def __init__(self, config: Config, num_classes: int, device: torch.device, *, bf16: bool, compiled: bool) -> None:
         torch.manual_seed(config.run.seed)
         self.config, self.device, self.bf16 = config, device, bf16
-        self.student = build_model(config.model, num_classes).to(device).train()
-        self.teacher: CoSANet = build_model(config.model, num_classes).to(device).eval()
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.optimizer = build_optimizer(self.student, config.optim)
+        self.on = build_model(config.model, num_classes).to(device).train()
+        self.an: CoSANet = build_model(config.model, num_classes).to(device).eval()
+        self.an.load_state_dict(self.on.state_dict())
+        self.optimizer = build_optimizer(self.on, config.optim)
         self.losses = BaselineLosses(config)
         self.iteration = 0
         if compiled:
-            self.student.compile()
-            self.teacher.compile()
+            self.on.compile()
+            self.an.compile()
 
     def step(self, batch: Batch) -> dict[str, Any]:
         """One co-training iteration; returns floats."""
@@ -262,18 +262,18 @@ class Baseline:
         self.optimizer.step()
         momentum = self.config.teacher.momentum
         with torch.no_grad():
-            for own, online in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            for own, online in zip(self.an.parameters(), self.on.parameters(), strict=True):
                 own.data = momentum * own.data + (1 - momentum) * online.data
         self.iteration += 1
         return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = self.student(batch.strong)
+        outputs = self.on(batch.strong)
         with torch.no_grad():
             pairs = []
             for scale in self.config.teacher.scales:
-                images = resize_to_stride(batch.weak, scale, self.teacher.stride)
-                pairs.append((self.teacher(images), self.teacher(images.flip(-1))))
+                images = resize_to_stride(batch.weak, scale, self.an.stride)
+                pairs.append((self.an(images), self.an(images.flip(-1))))
         return {
             "cls": F.multilabel_soft_margin_loss(outputs.logits.float(), batch.labels),
             "cls_aux": F.multilabel_soft_margin_loss(outputs.logits_aux.float(), batch.labels),

@@ -11,8 +11,7 @@ from torch import Tensor
 from bench.steps.baseline import BaselineLosses
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.kernels import fuse_cams
-from cosa_fast.method.assignment import AssignedMaps, Assignment, valid_on_grid
+from cosa_fast.method.assignment import assign
 from cosa_fast.method.objective import Objective
 from cosa_fast.method.threshold import build_thresholds
 from cosa_fast.network.model import Outputs
@@ -45,21 +44,23 @@ class NetworkOutputs:
     def leaves(self) -> list[Tensor]:
         return [self.cam, self.seg]
 
-    @property
-    def online(self) -> Outputs:
+    def learning(self) -> Outputs:
         """ON's outputs."""
         return Outputs(self.logits, self.cam, self.seg, self.logits, self.cam_aux)
+
+    def assigning(self) -> list[Outputs]:
+        """AN's outputs, one per scale, those of the mirrored images behind."""
+        scales = zip(self.cams, self.segs, self.cams_aux, strict=True)
+        return [Outputs(self.logits, cam, seg, self.logits, aux) for cam, seg, aux in scales]
 
     def pairs(self) -> list[tuple[Outputs, Outputs]]:
         """AN's outputs for images and for mirrored images, one pair per scale."""
         count = len(self.cam)
-        return [
-            (
-                Outputs(self.logits, cam[:count], seg[:count], self.logits, aux[:count]),
-                Outputs(self.logits, cam[count:], seg[count:], self.logits, aux[count:]),
-            )
-            for cam, seg, aux in zip(self.cams, self.segs, self.cams_aux, strict=True)
-        ]
+
+        def half(output: Outputs, rows: slice) -> Outputs:
+            return output._replace(cam=output.cam[rows], seg=output.segmentation()[rows], cam_aux=output.cam_aux[rows])
+
+        return [(half(each, slice(count)), half(each, slice(count, None))) for each in self.assigning()]
 
 
 def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
@@ -67,23 +68,15 @@ def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Cal
     them; `compiled`: the way to the loss by torch.compile, as far as it can."""
     network, objective = NetworkOutputs(config, batch), Objective(config)
     thresholds = build_thresholds(config.threshold, batch.weak.device, config.run.backend)
-    size = (batch.weak.shape[2], batch.weak.shape[3])
-    grid = (network.cam.shape[2], network.cam.shape[3])
-
-    def fused(cams: list[Tensor]) -> AssignedMaps:
-        backend = config.run.backend
-        return AssignedMaps(
-            *fuse_cams(cams, batch.labels, size, batch.valid, backend=backend),
-            *fuse_cams(cams, batch.labels, grid, valid_on_grid(batch.valid, grid), backend=backend),
-        )
 
     def loss() -> Tensor:
-        assignment = Assignment(fused(network.cams), fused(network.cams_aux), network.segs)
-        for threshold, maps in zip(thresholds, (assignment.cam, assignment.cam_aux), strict=True):
-            assert maps is not None
-            threshold.update(maps.grid_confidence, valid_on_grid(batch.valid, grid) & (maps.grid_category > 0))
+        assignment = assign(network.assigning(), batch.labels, batch.valid, PATCH, config.run.backend)
+        for threshold, confidence, category in zip(
+            thresholds, assignment.grid_confidence, assignment.grid_category, strict=True
+        ):
+            threshold.update(confidence, assignment.grid_valid & (category > 0))
         xi = (thresholds[0].value, thresholds[1].value)
-        return objective.total(objective.cotraining(network.online, assignment, batch, xi, 0))
+        return objective.total(objective.cotraining(network.learning(), assignment, batch, xi, 0))
 
     return partial(_gradients, torch.compile(loss) if compiled else loss, network)
 
@@ -94,7 +87,7 @@ def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
     pairs = network.pairs()
 
     def loss() -> Tensor:
-        terms = losses.cotraining(network.online, pairs, batch)
+        terms = losses.cotraining(network.learning(), pairs, batch)
         return torch.stack([getattr(config.loss, name) * term for name, term in terms.items()]).sum()
 
     return partial(_gradients, loss, network)

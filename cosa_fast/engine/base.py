@@ -1,11 +1,13 @@
 """The training step: AN assigns, ON learns, AN follows.
 
-`Engine` is the plain one, readable first and on one device; cosa_fast.fused_engine does the same faster and is measured
-against it. Their checkpoints are interchangeable.
+`EngineBase` holds what both engines do alike, `learn` above all. engine/plain.py is the readable one, engine/fused.py
+does the same faster and is measured against it. Their checkpoints are interchangeable.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.device import check_backend
 from cosa_fast.distributed import ALONE, Ranks
-from cosa_fast.method.assignment import Assignment, AssignmentNetwork, valid_on_grid
+from cosa_fast.errors import UserError
+from cosa_fast.kernels.launch.runtime import use_triton
+from cosa_fast.method.assignment import Assignment, AssignmentNetwork
 from cosa_fast.method.objective import Objective
 from cosa_fast.method.threshold import build_thresholds
 from cosa_fast.network.build import build_model
@@ -31,14 +34,41 @@ class NonFiniteLoss(Exception):
         self.term = term
 
 
-class EngineBase(ABC):
-    """Online network, assignment network and thresholds, and what they learn from.
+# What `EngineBase.phase` marks in a step, in this order.
+PHASES = ("AN", "labels", "ON", "losses", "backward", "optimiser")
 
-    `student` and `teacher.model` are the float32 networks; `iteration` counts the finished steps and alone decides
-    learning rate, phase, and (outside) the position in the data. `replayed_peak`: bytes that a captured step used.
+
+def mark_phase(name: str) -> AbstractContextManager[Any]:
+    """Names a part of the step in profiles: "cosa_fast.AN", ..."""
+    return torch.profiler.record_function(f"cosa_fast.{name}")
+
+
+@dataclass
+class OnlineNetwork:
+    """ON: `master` is the float32 network, `compute` what its forward pass runs: the same, or a copy of it in another
+    type that the engine keeps equal."""
+
+    master: CoSANet
+    compute: CoSANet
+
+
+class EngineBase(ABC):
+    """ON, AN and thresholds, and what they learn from.
+
+    `on` and `an` hold `.master` and `.compute` each. `iteration` counts the finished steps and alone decides learning
+    rate, phase, and (outside) the position in the data. `phase`: called with each of PHASES as the step comes to it; a
+    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used. With `network`, ON starts as that
+    one, in place of what the configuration asks for.
     """
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
@@ -46,17 +76,14 @@ class EngineBase(ABC):
         self.ranks = ranks
         self.iteration = 0
         self.replayed_peak = 0
-        self.student: CoSANet = build_model(config.model, num_classes).to(device).train()
+        self.phase: Callable[[str], AbstractContextManager[Any]] = mark_phase
+        network = (network or build_model(config.model, num_classes)).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
-        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.teacher = AssignmentNetwork(self.student, config.teacher, config.run.backend)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.on = OnlineNetwork(network, network)
+        self.an = AssignmentNetwork(network, config.teacher, config.run.backend)
         self.thresholds = build_thresholds(config.threshold, device, config.run.backend, ranks)
         self.objective = Objective(config, ranks)
-
-    @property
-    def online(self) -> CoSANet:
-        """ON in the type that it computes with."""
-        return self.student
 
     @property
     def cotraining(self) -> bool:
@@ -82,64 +109,68 @@ class EngineBase(ABC):
         """Raise NonFiniteLoss if a step since the last check had to be left out."""
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """To evaluate `student` and `teacher.model` in."""
+        """To evaluate `on.master` and `an.master` in."""
         return nullcontext()
 
-    def _learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """Forward and backward passes over this rank's batch, in `optim.accumulate` parts: its shares of the terms,
-        their weighted sum, and the statistics. The gradients are what one pass over the whole batch gives."""
-        parts, cotraining, statistics = batch.split(self.config.optim.accumulate), self.cotraining, {}
+    def learn(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The step up to its gradients: (this rank's shares of every term and, as `loss`, of their weighted sum;
+        statistics of the pseudo-labels).
+
+        The batch is computed in `optim.accumulate` parts. AN looks at all of them first, since thresholds and
+        normalisers are those of the whole batch; so are the gradients.
+        """
+        parts, cotraining = batch.split(self.config.optim.accumulate), self.cotraining
         assignments: list[Assignment] = []
+        statistics: dict[str, Tensor] = {}
         if cotraining:
-            assignments = [self.teacher.assign(part.weak, part.labels, part.valid) for part in parts]
-            assignment = Assignment.join(assignments)
-            self._update_thresholds(assignment, batch)
-            statistics = self._statistics(assignment, batch)
-            if len(parts) > 1:
-                self.objective.count(parts, assignments, self.threshold_values)
-        shares = [self._learn_part(part, index, assignments) for index, part in enumerate(parts)]
-        totals = {name: sum((share[name] for share in shares[1:]), start=shares[0][name]) for name in shares[0]}
-        return totals, totals.pop("loss"), statistics
-
-    def _learn_part(self, part: Batch, index: int, assignments: list[Assignment]) -> dict[str, Tensor]:
-        """The terms of one part, and as `loss` what was propagated back."""
-        terms = self._losses(part, index, assignments)
-        loss = self.objective.total(terms)
-        self._backward(loss, first=index == 0)
-        return {name: term.detach() for name, term in (*terms.items(), ("loss", loss))}
-
-    def _losses(self, part: Batch, index: int, assignments: list[Assignment]) -> dict[str, Tensor]:
-        """The terms of one part's images, their share in those of the whole batch."""
-        outputs = self.online(part.strong.to(next(self.online.parameters()).dtype), seg=bool(assignments))
-        terms = self.objective.classification(outputs, part.labels)
-        if assignments:
-            seed = (self._step_seed + index) % 2**63
-            terms |= self.objective.cotraining(outputs, assignments[index], part, self.threshold_values, seed)
-        return terms
+            for part in parts:
+                with self.phase("AN"):
+                    outputs = self.an.forward(part.weak)
+                with self.phase("labels"):
+                    assignments.append(self.an.assign(outputs, part.labels, part.valid))
+            with self.phase("labels"):
+                assignment = Assignment.join(assignments)
+                self._update_thresholds(assignment)
+                statistics = self._statistics(assignment)
+                if len(parts) > 1:
+                    self.objective.count(parts, assignments, self.threshold_values)
+        shares: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            with self.phase("ON"):
+                seen = self.on.compute(part.strong.to(self.on.compute.dtype), seg=cotraining)
+            with self.phase("losses"):
+                terms = self.objective.classification(seen, part.labels)
+                if cotraining:
+                    seed = (self._step_seed + index) % 2**63
+                    terms |= self.objective.cotraining(seen, assignments[index], part, self.threshold_values, seed)
+                loss = self.objective.total(terms)
+            with self.phase("backward"):
+                self._backward(loss, first=index == 0)
+            for name, value in {**terms, "loss": loss}.items():
+                shares[name] = shares[name] + value.detach() if name in shares else value.detach()
+        return shares, statistics
 
     @abstractmethod
     def _backward(self, loss: Tensor, first: bool) -> None:
         """Add this part's gradients to those of the step, or begin anew with them."""
 
-    def _update_thresholds(self, assignment: Assignment, batch: Batch) -> None:
-        for threshold, maps in zip(self.thresholds, (assignment.cam, assignment.cam_aux), strict=True):
-            if maps is not None:
-                grid = (maps.grid_confidence.shape[1], maps.grid_confidence.shape[2])
-                threshold.update(maps.grid_confidence, valid_on_grid(batch.valid, grid) & (maps.grid_category > 0))
+    def _update_thresholds(self, assignment: Assignment) -> None:
+        for threshold, confidence, category in zip(
+            self.thresholds, assignment.grid_confidence, assignment.grid_category, strict=False
+        ):
+            threshold.update(confidence, assignment.grid_valid & (category > 0))
 
-    def _statistics(self, assignment: Assignment, batch: Batch) -> dict[str, Tensor]:
+    def _statistics(self, assignment: Assignment) -> dict[str, Tensor]:
         xi, xi_aux = (value.clone() for value in self.threshold_values)
-        targets = self.objective.targets(assignment, (xi, xi_aux))
-        statistics = {"xi": xi, **self.objective.diagnostics(targets["c2s"], batch.valid)}
-        if "c2s_aux" in targets:
-            aux = self.objective.diagnostics(targets["c2s_aux"], batch.valid)
+        statistics = {"xi": xi, **self.objective.diagnostics(assignment, 0, xi)}
+        if len(assignment.grid_confidence) > 1:
+            aux = self.objective.diagnostics(assignment, 1, xi_aux)
             # csc selects its pixels by P†.
             statistics |= {"xi_aux": xi_aux, "omega": aux["omega"], "foreground_share_aux": aux["foreground_share"]}
         statistics["omega"] = statistics["omega"] * self.ranks.size  # a count of the whole batch, unlike the means
         return statistics
 
-    def _metrics(self, loss: Tensor, terms: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-        shares = {"loss": loss, **terms}
+    def _metrics(self, shares: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value * self.ranks.size for name, value in shares.items()} | statistics
 
     @abstractmethod
@@ -154,8 +185,8 @@ class EngineBase(ABC):
         """Everything that training depends on, besides configuration and data."""
         return {
             "iteration": self.iteration,
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.model.state_dict(),
+            "student": self.on.master.state_dict(),
+            "teacher": self.an.master.state_dict(),
             "optimizer": self._optimizer_state(),
             "thresholds": [threshold.state_dict() for threshold in self.thresholds],
         }
@@ -163,8 +194,16 @@ class EngineBase(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict()` was taken."""
         self.iteration = int(state["iteration"])
-        self.student.load_state_dict(state["student"])
-        self.teacher.model.load_state_dict(state["teacher"])
+        self.on.master.load_state_dict(state["student"])
+        self.an.master.load_state_dict(state["teacher"])
         self._load_optimizer_state(state["optimizer"])
         for threshold, saved in zip(self.thresholds, state["thresholds"], strict=True):
             threshold.load_state_dict(saved)
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """UserError, before anything is computed, for a run.backend that cannot work on this device."""
+    try:
+        use_triton(backend, torch.empty(0, device=device))
+    except ValueError as error:
+        raise UserError(f"run.backend = {backend} on {device.type}: {error}; use run.backend=auto") from error

@@ -53,15 +53,15 @@ class _Run:
 class FlatNetworks:
     """ON, AN and the optimiser's state.
 
-    `student` and `teacher` are the float32 networks, for checkpoints and evaluation; `online` and `assigning` those to
-    compute with: the same ones, unless `dtype` is a half type.
+    `masters`: the float32 networks (ON, AN), for checkpoints and evaluation. `compute`: those to compute with, the same
+    ones unless `dtype` is a half type.
     """
 
-    def __init__(self, student: CoSANet, teacher: CoSANet, config: Config, dtype: torch.dtype) -> None:
+    def __init__(self, on: CoSANet, an: CoSANet, config: Config, dtype: torch.dtype) -> None:
         self._config = config
-        self.student, self.teacher = student, teacher
-        self.slots = _lay_out(student, config)
-        count, device = self.slots[-1].end, next(student.parameters()).device
+        self.masters = (on, an)
+        self.slots = _lay_out(on, config)
+        count, device = self.slots[-1].end, next(on.parameters()).device
 
         def buffer(kind: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(count, dtype=kind, device=device)
@@ -69,17 +69,17 @@ class FlatNetworks:
         self.parameters, self.ema, self.exp_avg, self.exp_avg_sq = (buffer() for _ in range(4))
         # Sums over several parts of a batch would lose digits in a half type.
         self.gradients = buffer(dtype if config.optim.accumulate == 1 else torch.float32)
-        self._attach(student, self.parameters)
-        self._attach(teacher, self.ema)
-        self.online, self.assigning = student, teacher
+        self._attach(on, self.parameters)
+        self._attach(an, self.ema)
+        self.compute = self.masters
         self._halves: tuple[Tensor | None, Tensor | None] = (None, None)
         if dtype != torch.float32:
             halves = (buffer(dtype), buffer(dtype))
-            self.online, self.assigning = (copy.deepcopy(network).to(dtype) for network in (student, teacher))
-            self._attach(self.online, halves[0])
-            self._attach(self.assigning, halves[1])
+            self.compute = (copy.deepcopy(on).to(dtype), copy.deepcopy(an).to(dtype))
+            for network, half in zip(self.compute, halves, strict=True):
+                self._attach(network, half)
             self._halves = halves
-        self._trained = [self.online.get_parameter(slot.name) for slot in self.slots]
+        self._trained = [self.compute[0].get_parameter(slot.name) for slot in self.slots]
         self._gradient_views = [slot.view(self.gradients) for slot in self.slots]
         self._steps: list[Tensor | None] = [None] * len(self.slots)
         self._runs: list[_Run] = []
@@ -127,14 +127,15 @@ class FlatNetworks:
             )
 
     def refresh(self) -> None:
-        """Write the half copies anew, after the float32 networks were loaded."""
-        for half, master in zip(self._halves, (self.parameters, self.ema), strict=True):
-            if half is not None:
-                half.copy_(master)
+        """Make what is computed with equal to the float32 networks, after these were loaded: also what is not trained,
+        such as the position embedding and the statistics of batch norms."""
+        for master, network in zip(self.masters, self.compute, strict=True):
+            if network is not master:
+                network.load_state_dict(master.state_dict())
 
     def optimizer_state(self) -> dict[str, Any]:
         """The moments as torch.optim.AdamW's state dictionary."""
-        template = build_optimizer(self.student, self._config.optim).state_dict()
+        template = build_optimizer(self.masters[0], self._config.optim).state_dict()
         state = {}
         for index, (slot, step) in enumerate(zip(self.slots, self._steps, strict=True)):
             if step is not None:
@@ -182,11 +183,11 @@ class FlatNetworks:
                 self._steps[first:last] = [step] * len(slots)
 
 
-def _lay_out(student: CoSANet, config: Config) -> list[_Slot]:
+def _lay_out(on: CoSANet, config: Config) -> list[_Slot]:
     """The optimiser's parameters one after another: encoder, then heads."""
-    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    names = {id(parameter): name for name, parameter in on.named_parameters()}
     slots: list[_Slot] = []
-    for group in build_optimizer(student, config.optim).param_groups:
+    for group in build_optimizer(on, config.optim).param_groups:
         for parameter in group["params"]:
             offset = slots[-1].end if slots else 0
             slots.append(_Slot(names[id(parameter)], group["multiplier"], parameter.shape, parameter.stride(), offset))

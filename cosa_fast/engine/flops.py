@@ -7,18 +7,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosa_fast.config.schema import Config
-from cosa_fast.method.assignment import resize_to_stride
+from cosa_fast.errors import first_line
 from cosa_fast.network.model import CoSANet
+from cosa_fast.network.resizing import resize_to_stride
 
 
-def step_flops(network: CoSANet, config: Config, *, cotraining: bool) -> int | None:
+class UncountableError(Exception):
+    """A network that cannot run without data, so that its FLOPs cannot be counted; the message says why."""
+
+
+def step_flops(network: CoSANet, config: Config, *, cotraining: bool) -> int:
     """FLOPs of one step on a whole batch, over all ranks: matrix products, convolutions and attention of ON (forward
     and backward) and, when co-training, of AN (forward, all scales and the flip). A multiply-add counts 2.
 
     Counted on a copy of the network without data (device "meta"), so that neither results nor memory of the run are
     touched, and compiled blocks or captured steps do not matter. What torch has no formula for (element-wise work,
-    losses, optimiser) and blocks that are computed a second time (model.checkpoint_blocks) do not count. None where the
-    backbone cannot run without data.
+    losses, optimiser) and blocks that are computed a second time (model.checkpoint_blocks) do not count.
+    Raises UncountableError where the backbone cannot run without data.
     """
     size = config.data.crop_size
     images = torch.empty(config.optim.batch_size, 3, size, size, device="meta")
@@ -27,8 +32,8 @@ def step_flops(network: CoSANet, config: Config, *, cotraining: bool) -> int | N
             _learn(without_data(network), images, cotraining)
             if cotraining:
                 _assign(without_data(network), images, config)
-    except (RuntimeError, NotImplementedError):
-        return None
+    except (RuntimeError, NotImplementedError) as error:
+        raise UncountableError(f"{config.model.backbone} does not run without data ({first_line(error)})") from error
     return counter.get_total_flops()
 
 

@@ -1,7 +1,7 @@
 """The fast step: flat buffers, half-precision compute over float32 masters, no synchronisation with the host, and on a
 GPU the whole step captured in one CUDA graph per phase.
 
-It computes what cosa_fast.engine.Engine computes. A number that is not finite is found on the device: from that step on
+It computes what the plain engine computes. A number that is not finite is found on the device: from that step on
 nothing is updated any more, and `check()`, at the next log point, says which step it was.
 """
 
@@ -32,15 +32,22 @@ WARM_UP = 3
 class FusedEngine(EngineBase):
     """EngineBase on flat buffers."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         dtype = compute_type(config.run.precision, device)
         check_attention(config.teacher.attention, device, dtype)
-        super().__init__(config, num_classes, device, ranks)
-        self.networks = FlatNetworks(self.student, self.teacher.model, config, dtype)
-        self.teacher.compute = self.networks.assigning
+        super().__init__(config, num_classes, device, ranks, network)
+        self.networks = FlatNetworks(self.on.master, self.an.master, config, dtype)
+        self.on.compute, self.an.compute = self.networks.compute
         self._compiled = compiles(config, device)
         if self._compiled:
-            for network in (self.networks.online, self.networks.assigning):
+            for network in self.networks.compute:
                 compile_blocks(network)
         self._rate = torch.zeros((), device=device)
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
@@ -48,10 +55,6 @@ class FusedEngine(EngineBase):
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
         self._captures = captures(config, device)
         self._captured: _CapturedStep | None = None
-
-    @property
-    def online(self) -> CoSANet:
-        return self.networks.online
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """As EngineBase.step; nothing waits for the device. Metrics of a step that `check` will refuse are not
@@ -66,13 +69,14 @@ class FusedEngine(EngineBase):
         """The step itself: device work only, of static shapes."""
         state = [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
         before = [tensor.clone() for tensor in state]
-        terms, loss, statistics = self._learn(batch)
+        shares, statistics = self.learn(batch)
         gradients = self.ranks.sum_(self.networks.gradients)
-        self._judge({**terms, "loss": loss, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
-        self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
-        for tensor, old in zip(state, before, strict=True):
-            tensor.copy_(torch.where(self._healthy, tensor, old))
-        return {**self._metrics(loss, terms, statistics), "lr": self._rate.clone()}
+        self._judge({**shares, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
+        with self.phase("optimiser"):
+            self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
+            for tensor, old in zip(state, before, strict=True):
+                tensor.copy_(torch.where(self._healthy, tensor, old))
+        return {**self._metrics(shares, statistics), "lr": self._rate.clone()}
 
     def evaluating(self) -> AbstractContextManager[Any]:
         """Compiled blocks stay out of it: they would be compiled anew for every size of images."""

@@ -11,15 +11,23 @@ from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.engine.optim import build_optimizer, load_optimizer_state, set_learning_rate
 from cosa_fast.network.attention import check_attention
+from cosa_fast.network.model import CoSANet
 
 
 class Engine(EngineBase):
     """The plain step: torch.optim.AdamW, a moving average over parameter lists, and a look at every number."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
         check_attention(config.teacher.attention, device, torch.float32)
-        super().__init__(config, num_classes, device, ranks)
-        self.optimizer = build_optimizer(self.student, config.optim)
+        super().__init__(config, num_classes, device, ranks, network)
+        self.optimizer = build_optimizer(self.on.master, config.optim)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """As EngineBase.step.
@@ -31,19 +39,19 @@ class Engine(EngineBase):
         # Random layers of a backbone (dropout, stochastic depth): like the data, a function of seed and iteration.
         torch.manual_seed(self._step_seed)
         before = [threshold.state_dict() for threshold in self.thresholds]
-        terms, loss, statistics = self._learn(batch)
-        for gradient in self._gradients():
-            self.ranks.sum_(gradient)
+        shares, statistics = self.learn(batch)
+        gradients = [self.ranks.sum_(gradient) for gradient in self._gradients()]
         try:
-            self._check_finite({**terms, "loss": loss, "gradient": torch.nn.utils.get_total_norm(self._gradients())})
+            self._check_finite({**shares, "gradient": torch.nn.utils.get_total_norm(gradients)})
         except NonFiniteLoss:
             for threshold, state in zip(self.thresholds, before, strict=True):
                 threshold.load_state_dict(state)
             raise
-        self.optimizer.step()
-        self.teacher.update()
+        with self.phase("optimiser"):
+            self.optimizer.step()
+            self.an.update()
         self.iteration += 1
-        return {**self._metrics(loss, terms, statistics), "lr": torch.tensor(rate)}
+        return {**self._metrics(shares, statistics), "lr": torch.tensor(rate)}
 
     def check(self) -> None:
         """Nothing to do: `step` itself raises."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa_fast.method.assignment import resize_to_stride
 from cosa_fast.network.model import CoSANet, Outputs
+from cosa_fast.network.resizing import resize_to_stride
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24

@@ -2,7 +2,6 @@
 cosa_fast.kernels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from cosa_fast.config.schema import Config, LossConfig
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
-from cosa_fast.method.assignment import AssignedMaps, Assignment, valid_on_grid
+from cosa_fast.method.assignment import Assignment
 from cosa_fast.method.normalisers import Normalisers
 from cosa_fast.network.model import Outputs
 
@@ -22,14 +21,8 @@ ENERGY_INNER_WEIGHT = 1e-7
 IGNORE_INDEX = 255
 
 
-@dataclass
-class Target:
-    """One CAM pseudo-label: AN's maps, the threshold ξ () that divides them, and the band to ignore where the recipe
-    has one."""
-
-    maps: AssignedMaps
-    threshold: Tensor
-    band: tuple[float, float] | None
+# The losses that AN's layers supervise, in the order of an Assignment.
+LAYERS = ("c2s", "c2s_aux")
 
 
 class Objective:
@@ -43,7 +36,9 @@ class Objective:
         self._shares = ranks.size * config.optim.accumulate
         self._normalisers = Normalisers(ranks, config.optim.accumulate)
         self._config = config.loss
-        self._threshold = config.threshold
+        self._bands: list[tuple[float, float] | None] = [None, None]
+        if config.threshold.mode == "band":
+            self._bands = [config.threshold.band, config.threshold.band_aux]
         self._backend = config.run.backend
         self._normalisation: tuple[Tensor, Tensor] | None = None
         self._mean, self._std = config.data.mean, config.data.std
@@ -69,11 +64,10 @@ class Objective:
         self, outputs: Outputs, assignment: Assignment, batch: Batch, thresholds: tuple[Tensor, Tensor], noise_seed: int
     ) -> dict[str, Tensor]:
         """The terms that swap assignments between AN and ON: c2s, c2s†, s2c, csc and energy, as far as they have a
-        weight."""
-        targets = self.targets(assignment, thresholds)
-        terms = self._normalised(outputs, assignment, targets, batch, noise_seed)
+        weight. thresholds: (ξ, ξ†), 0-d."""
+        terms = self._normalised(outputs, assignment, thresholds, batch, noise_seed)
         if "energy" in self.weights:
-            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, targets["c2s"], batch) / self._shares
+            terms["energy"] = ENERGY_INNER_WEIGHT * self._energy(outputs, assignment, batch) / self._shares
         return terms
 
     @torch.no_grad()
@@ -84,53 +78,48 @@ class Objective:
         depend on AN alone, so blank maps of ON will do."""
         with self._normalisers.counting():
             for part, assignment in zip(parts, assignments, strict=True):
-                self._normalised(_blank_outputs(assignment), assignment, self.targets(assignment, thresholds), part, 0)
+                self._normalised(_blank_outputs(assignment), assignment, thresholds, part, 0)
 
     def _normalised(
-        self, outputs: Outputs, assignment: Assignment, targets: dict[str, Target], batch: Batch, noise_seed: int
+        self,
+        outputs: Outputs,
+        assignment: Assignment,
+        thresholds: tuple[Tensor, Tensor],
+        batch: Batch,
+        noise_seed: int,
     ) -> dict[str, Tensor]:
         """The terms that are divided by something counted in the whole batch."""
-        terms = self._cam_to_seg(outputs, targets, batch)
+        terms = self._cam_to_seg(outputs, assignment, thresholds, batch)
         if "s2c" in self.weights:
             terms["s2c"] = self._seg_to_cam(outputs, assignment, batch, noise_seed)
         if "csc" in self.weights:
-            terms["csc"] = self._contrastive(outputs, targets.get("c2s_aux", targets["c2s"]), batch)
+            terms["csc"] = self._contrastive(outputs, assignment, thresholds, batch)
         return terms
 
-    def targets(self, assignment: Assignment, thresholds: tuple[Tensor, Tensor]) -> dict[str, Target]:
-        """The CAM pseudo-labels by the name of the loss that they supervise."""
-        banded = self._threshold.mode == "band"
-        targets = {"c2s": Target(assignment.cam, thresholds[0], self._threshold.band if banded else None)}
-        if assignment.cam_aux is not None:
-            band = self._threshold.band_aux if banded else None
-            targets["c2s_aux"] = Target(assignment.cam_aux, thresholds[1], band)
-        return targets
-
-    def _cam_to_seg(self, outputs: Outputs, targets: dict[str, Target], batch: Batch) -> dict[str, Tensor]:
-        """Eq. 5 for M' and M†' on the same segmentation logits."""
-        active = {name: target for name, target in targets.items() if name in self.weights}
-        if len({target.band for target in active.values()}) > 1:
-            # One call takes one band; layers with bands of their own are separate calls.
-            return {name: self._reliable_ce(outputs, {name: target}, batch)[0] for name, target in active.items()}
-        if not active:
-            return {}
-        return dict(zip(active, self._reliable_ce(outputs, active, batch).unbind(), strict=True))
-
-    def _reliable_ce(self, outputs: Outputs, named: dict[str, Target], batch: Batch) -> Tensor:
-        targets = list(named.values())
-        return raw_cross_entropy(
-            outputs.segmentation(),
-            torch.stack([target.maps.confidence for target in targets]),
-            torch.stack([target.maps.category for target in targets]),
-            torch.stack([target.threshold for target in targets]),
-            batch.valid,
-            alpha=self._config.alpha,
-            beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
-            foreground_weight=self._config.foreground_weight,
-            ignore_band=targets[0].band,
-            whole=self._normalisers.of(" ".join(named)),
-            backend=self._backend,
-        )
+    def _cam_to_seg(
+        self, outputs: Outputs, assignment: Assignment, thresholds: tuple[Tensor, Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
+        """Eq. 5 for M' and M†' on the same segmentation logits: one call, unless the layers have different bands."""
+        names = [name for name in LAYERS[: len(assignment.confidence)] if name in self.weights]
+        together = names == list(LAYERS) and self._bands[0] == self._bands[1]
+        calls = [slice(2)] if together else [slice(layer, layer + 1) for layer in map(LAYERS.index, names)]
+        terms: dict[str, Tensor] = {}
+        for call in calls:
+            losses = raw_cross_entropy(
+                outputs.segmentation(),
+                assignment.confidence[call],
+                assignment.category[call],
+                torch.stack(list(thresholds[call])),
+                batch.valid,
+                alpha=self._config.alpha,
+                beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
+                foreground_weight=self._config.foreground_weight,
+                ignore_band=self._bands[call][0],
+                whole=self._normalisers.of(" ".join(LAYERS[call])),
+                backend=self._backend,
+            )
+            terms |= dict(zip(LAYERS[call], losses.unbind(), strict=True))
+        return terms
 
     def _seg_to_cam(self, outputs: Outputs, assignment: Assignment, batch: Batch, noise_seed: int) -> Tensor:
         """Eqs. 7, 8."""
@@ -151,16 +140,18 @@ class Objective:
             backend=self._backend,
         )
 
-    def _contrastive(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
+    def _contrastive(
+        self, outputs: Outputs, assignment: Assignment, thresholds: tuple[Tensor, Tensor], batch: Batch
+    ) -> Tensor:
         """Eqs. 9, 10 on the token grid, with the low-perplexity pixels of M†' (of M' where there is no auxiliary
         head)."""
-        grid = (outputs.cam.shape[2], outputs.cam.shape[3])
+        layer = len(assignment.grid_confidence) - 1
         return contrastive_separation(
             outputs.cam,
-            target.maps.grid_category,
-            target.maps.grid_confidence,
-            target.threshold,
-            valid_on_grid(batch.valid, grid),
+            assignment.grid_category[layer],
+            assignment.grid_confidence[layer],
+            thresholds[layer],
+            assignment.grid_valid,
             vectors=self._config.csc_vectors,
             image_labels=batch.labels,
             epsilon=self._config.csc_epsilon,
@@ -173,7 +164,7 @@ class Objective:
             backend=self._backend,
         )
 
-    def _energy(self, outputs: Outputs, target: Target, batch: Batch) -> Tensor:
+    def _energy(self, outputs: Outputs, assignment: Assignment, batch: Batch) -> Tensor:
         """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution."""
         size = (batch.strong.shape[2], batch.strong.shape[3])
         logits = F.interpolate(outputs.segmentation().float(), size=size, mode="bilinear", align_corners=False)
@@ -181,9 +172,10 @@ class Objective:
         probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
         guide = F.avg_pool2d(self._pixels(batch.strong), 2)
         gate = (roi[:, 0] - probabilities.detach().amax(1)).clamp(min=0)
-        if target.band is not None:
-            ignored = (target.maps.confidence > target.band[0]) & (target.maps.confidence < target.band[1])
-            gate = torch.where(ignored[:, ::2, ::2], torch.ones_like(gate), gate)
+        if self._bands[0] is not None:
+            low, high = self._bands[0]
+            confidence = assignment.confidence[0, :, ::2, ::2]
+            gate = torch.where((confidence > low) & (confidence < high), torch.ones_like(gate), gate)
         sigmas = (self._config.energy_sigma_xy * 0.5, self._config.energy_sigma_rgb)
         return dense_energy(probabilities, guide, gate, *sigmas, backend=self._backend)
 
@@ -196,18 +188,19 @@ class Objective:
         return (images * std + mean) * 255
 
     @torch.no_grad()
-    def diagnostics(self, target: Target, valid: Tensor) -> dict[str, Tensor]:
-        """How the pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the pixels and
-        of the reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns of."""
-        config, maps = self._config, target.maps
-        inside = valid_on_grid(valid, (maps.grid_confidence.shape[1], maps.grid_confidence.shape[2]))
-        scores = perplexity(maps.grid_confidence, target.threshold, config.alpha, config.beta, backend=self._backend)
-        reliability = scores.reciprocal() * inside
-        foreground = (maps.grid_confidence >= target.threshold) & inside
+    def diagnostics(self, assignment: Assignment, layer: int, threshold: Tensor) -> dict[str, Tensor]:
+        """How a layer's pseudo-label looks on the token grid: mean perplexity, |Ω|, the foreground's share of the
+        pixels and of the reliability mass. A share near 0 is the pull towards background that METHOD section 11 warns
+        of."""
+        config, inside = self._config, assignment.grid_valid
+        confidence = assignment.grid_confidence[layer]
+        perplexities = perplexity(confidence, threshold, config.alpha, config.beta, backend=self._backend)
+        reliability = perplexities.reciprocal() * inside
+        foreground = (confidence >= threshold) & inside
         count = inside.sum().clamp(min=1)
         return {
-            "perplexity": (scores * inside).sum() / count,
-            "omega": ((scores <= config.csc_epsilon) & inside).sum().float(),
+            "perplexity": (perplexities * inside).sum() / count,
+            "omega": ((perplexities <= config.csc_epsilon) & inside).sum().float(),
             "foreground_share": foreground.sum() / count,
             "foreground_reliability": (reliability * foreground).sum() / reliability.sum().clamp(min=1e-6),
         }
@@ -215,9 +208,9 @@ class Objective:
 
 def _blank_outputs(assignment: Assignment) -> Outputs:
     """ON's maps for as many images, all 0."""
-    confidence, seg = assignment.cam.grid_confidence, assignment.seg_logits[0]
-    count, *grid = confidence.shape
-    logits = confidence.new_zeros(count, seg.shape[1], *grid)
+    seg = assignment.seg_logits[0]
+    _, count, *grid = assignment.grid_confidence.shape
+    logits = assignment.grid_confidence.new_zeros(count, seg.shape[1], *grid)
     maps = logits[:, 1:]
     return Outputs(maps.flatten(2).amax(2), maps, logits, None, None)
 

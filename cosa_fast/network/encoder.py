@@ -5,7 +5,6 @@ Stride-16 CNNs: F is the final feature map, after the head convolution where the
 conv_head and its batch norm); F† is the output of an earlier stage of the same stride and has its own width.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 
 import timm  # isort: skip
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, hint
 from cosa_fast.network.attention import Segments, embed, pack, run_packed, segments_of
 
 CNN_STRIDE = 16
@@ -60,9 +59,8 @@ def check_name(name: str) -> None:
     """UserError with the nearest match unless timm has the model `name` (architecture, or architecture.tag)."""
     known = timm.list_models() + timm.list_pretrained()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "timm.list_models() lists them"
-        raise UserError(f"model.backbone: timm {timm.__version__} has no model {name!r}; {hint}")
+        near = hint(name, known) or "; timm.list_models() lists them"
+        raise UserError(f"model.backbone: timm {timm.__version__} has no model {name!r}{near}")
 
 
 class Encoder(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -73,6 +74,11 @@ class CoSANet(nn.Module):
         self.classifier = _classifier(encoder.width, num_classes)
         self.classifier_aux = None if encoder.width_aux is None else _classifier(encoder.width_aux, num_classes)
         self.decoder = LargeFOV(encoder.width, num_classes + 1, config.decoder_width, config.decoder_dilation)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters, which images must have."""
+        return self.classifier.weight.dtype
 
     def forward(self, images: Tensor, seg: bool = True) -> Outputs:
         """images (B, 3, H, W), normalised; seg=False leaves the segmentation head out."""

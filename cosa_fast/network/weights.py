@@ -22,7 +22,7 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 
 import timm  # isort: skip
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line, one_line
 from cosa_fast.network.encoder import Encoder, check_name, create_backbone
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
     except UserError:
         raise
     except Exception as error:  # timm, torch, the hub client and its HTTP library each raise their own kinds
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.weights=hub: loading {name}: {reason}; or give a file as model.weights=PATH") from error
+        raise UserError(
+            f"model.weights=hub: loading {name}: {one_line(error)}; or give a file as model.weights=PATH"
+        ) from error
     count = len(backbone.state_dict())
     return backbone, f"{count} of {count} tensors from the hub"
 
@@ -72,9 +73,8 @@ def read_state(path: str | Path) -> State:
     try:
         content = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else _torch_load(file)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, safetensors.SafetensorError) as error:
-        reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"model.weights={path}: not a readable weight file ({reason}); save a plain state dict"
+            f"model.weights={path}: not a readable weight file ({first_line(error)}); save a plain state dict"
         ) from error
     return _unwrap(content, str(path))
 
@@ -191,9 +191,8 @@ def _timm_filter(backbone: nn.Module, state: State, source: str) -> State:
     try:
         return dict(convert(state, backbone))
     except Exception as error:  # what a filter raises on weights of another family is anything from KeyError on
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source}: does not fit {type(backbone).__name__} ({reason}); set model.backbone to match it"
+            f"{source}: does not fit {type(backbone).__name__} ({one_line(error)}); set model.backbone to match it"
         ) from error
 
 

@@ -56,7 +56,7 @@ class LoopEvaluation:
         engine.check()
         limit = None if engine.iteration >= config.optim.iterations else config.eval.limit
         results = {}
-        for name, network in (("on", engine.student), ("an", engine.teacher.model)):
+        for name, network in (("on", engine.on.master), ("an", engine.an.master)):
             with engine.evaluating():
                 results[name] = self._evaluator.evaluate(
                     network, self._dataset, thresholds=self._thresholds(), limit=limit

@@ -15,7 +15,7 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, ranks_of_launch
 from cosa_fast.engine.base import EngineBase
-from cosa_fast.engine.flops import step_flops
+from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
@@ -95,7 +95,7 @@ class _Run:
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(self.training_set.classes), self.device, ranks)
-        _check_crop(config, self.engine.student.stride)
+        _check_crop(config, self.engine.on.master.stride)
         self.best = float("-inf")
         self.pipeline_before: Pipeline | None = None
         if state is not None:
@@ -154,7 +154,7 @@ class _Run:
         self._announce_pipeline()
         batches = self._batches()
         metrics, timer = MeanMetrics(), StepTimer(self.device)
-        flops = {phase: step_flops(engine.student, config, cotraining=phase) for phase in (False, True)}
+        flops = self._flops()
         while engine.iteration < config.optim.iterations:
             asked = time.perf_counter()
             batch = next(batches).to(self.device)
@@ -178,6 +178,14 @@ class _Run:
             if done or engine.iteration % config.run.checkpoint_every == 0:
                 self.endings.save()
         return results
+
+    def _flops(self) -> dict[bool, int | None]:
+        """FLOPs of a step, by whether it co-trains; None where they cannot be counted, which is said."""
+        try:
+            return {phase: step_flops(self.engine.on.master, self.config, cotraining=phase) for phase in (False, True)}
+        except UncountableError as error:
+            self.log.message(f"no TFLOP/s in the log: {error}")
+            return {False: None, True: None}
 
     def _batches(self) -> Iterator[Batch]:
         stream = open_pipeline(

@@ -34,7 +34,7 @@ def second_step(config: Config) -> tuple[Callable[[], list[Tensor]], int]:
     engine = FusedEngine(config, CLASSES, CPU)
     batch = synthetic_batch(config, CLASSES, CPU)
     engine.run(batch)
-    gradients = sum(p.grad.nbytes for p in engine.online.parameters() if p.grad is not None)
+    gradients = sum(p.grad.nbytes for p in engine.on.compute.parameters() if p.grad is not None)
     engine.networks.clear_gradients()  # the profiler does not see the end of what it did not see begin
     return lambda: [engine.run(batch)["loss"]], gradients
 

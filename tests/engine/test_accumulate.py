@@ -44,7 +44,7 @@ def uneven(batches: list[Batch]) -> list[Batch]:
 
 
 def weights(engine: EngineBase) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in (*engine.student.parameters(), *engine.teacher.model.parameters())])
+    return torch.cat([p.detach().flatten() for p in (*engine.on.master.parameters(), *engine.an.master.parameters())])
 
 
 @pytest.mark.parametrize("kind", [FusedEngine, Engine])

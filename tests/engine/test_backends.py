@@ -12,13 +12,13 @@ from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.table import TABLE, row
 
 CLASSES = 5  # of the tiny data set
-ITERATIONS = 20
+ITERATIONS = 4  # the first update already mixes all kernels; a slip shows in the second
 # Counts of pixels, which jump where a pixel sits on a threshold; the losses are continuous.
 COUNTS = ("omega", "foreground_share", "foreground_share_aux", "foreground_reliability")
 
 
 @pytest.mark.slow
-def test_twenty_iterations_give_the_same_losses_and_weights(
+def test_iterations_give_the_same_losses_and_weights(
     kernel_device: torch.device,
     make_config: Callable[..., Config],
     batches: list[Batch],
@@ -43,7 +43,7 @@ def test_twenty_iterations_give_the_same_losses_and_weights(
                 atol=1e-5,
                 msg=lambda text, at=(iteration, name): f"{at}: {text}",
             )
-    expected, found = (torch.cat([p.detach().flatten() for p in engine.student.parameters()]) for engine in engines)
+    expected, found = (torch.cat([p.detach().flatten() for p in engine.on.master.parameters()]) for engine in engines)
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

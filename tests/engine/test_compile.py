@@ -38,7 +38,7 @@ def test_compiled_and_plain_engine_agree_and_read_each_others_state(
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
     with compiled.evaluating(), torch.no_grad():
-        compiled.student(torch.zeros(1, 3, 48, 72))  # an image of another size
+        compiled.on.master(torch.zeros(1, 3, 48, 72))  # an image of another size
     assert counters["stats"]["unique_graphs"] == graphs
 
     first, second = compiled.state_dict(), plain.state_dict()

@@ -61,7 +61,7 @@ def assert_alike(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor
 
 
 def weights(engine: EngineBase) -> Tensor:
-    return torch.cat([p.detach().flatten() for n in (engine.student, engine.teacher.model) for p in n.parameters()])
+    return torch.cat([p.detach().flatten() for n in (engine.on.master, engine.an.master) for p in n.parameters()])
 
 
 def is_captured(engine: FusedEngine) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_worker
 import torch
 import yaml
 
@@ -19,14 +20,14 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
-from cosa_fast.distributed import Ranks
+from cosa_fast.distributed import ALONE, Ranks, is_lost_rank
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 from cosa_fast.run.folder import RunFolder
 
 CLASSES = 5  # of the tiny data set
-WORKER = Path(__file__).with_name("rank_worker.py")
+WORKER = Path(rank_worker.__file__)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 
 
@@ -48,9 +49,13 @@ def uneven_batches(config: Config, count: int) -> list[dict[str, Any]]:
     return values
 
 
-def train_with(ranks: int, folder: Path, config: Config, batches: list[dict[str, Any]], engine: str) -> dict[str, Any]:
-    path = folder / f"{engine}_{ranks}_{config.optim.accumulate}"
-    torch.save({"config": config_to_dict(config), "batches": batches, "classes": CLASSES, "engine": engine}, path)
+def job(config: Config, engine: str, batches: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"config": config_to_dict(config), "batches": batches, "classes": CLASSES, "engine": engine}
+
+
+def train_with(ranks: int, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    path = folder / f"jobs_{ranks}"
+    torch.save(jobs, path)
     subprocess.run(torchrun(ranks, str(WORKER), str(path)), check=True, env=ENVIRONMENT, timeout=300)
     return torch.load(f"{path}.out", weights_only=True)
 
@@ -58,17 +63,17 @@ def train_with(ranks: int, folder: Path, config: Config, batches: list[dict[str,
 @pytest.mark.slow
 def test_two_and_four_ranks_learn_what_one_does(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config("optim.batch_size=4", "optim.cotrain_after=1", "optim.lr=1e-4", "loss.energy=1.0")
+    parted = replace(config, optim=replace(config.optim, accumulate=2))
     batches = uneven_batches(config, 4)
-    alone = train_with(1, tmp_path, config, batches, "fused")
-    for ranks, engine, parts in ((2, "fused", 1), (4, "fused", 1), (2, "plain", 1), (2, "fused", 2)):
-        parted = replace(config, optim=replace(config.optim, accumulate=parts))
-        found = train_with(ranks, tmp_path, parted, batches, engine)
+    alone = rank_worker.train(job(config, "fused", batches), ALONE)
+    jobs = [job(config, "fused", batches), job(config, "plain", batches), job(parted, "fused", batches)]
+    for found in [*train_with(2, tmp_path, jobs), *train_with(4, tmp_path, jobs[:1])]:
         for expected_step, found_step in zip(alone["losses"], found["losses"], strict=True):
             for name in ("loss", "cls", "c2s", "c2s_aux", "s2c", "csc", "energy", "omega", "xi"):
                 if name in expected_step:
-                    assert found_step[name] == pytest.approx(expected_step[name], rel=1e-5), (ranks, engine, name)
+                    assert found_step[name] == pytest.approx(expected_step[name], rel=1e-5), name
         a, b = (torch.cat([value.flatten() for value in each["weights"].values()]) for each in (found, alone))
-        assert (a - b).norm() / b.norm() < 1e-6, (ranks, engine)
+        assert (a - b).norm() / b.norm() < 1e-6
 
 
 @pytest.mark.gpu
@@ -79,7 +84,7 @@ def test_two_gpus_learn_what_one_does_in_captured_steps(make_config: Callable[..
         "run.precision=fp32", "run.compile=off",
     )  # fmt: skip
     batches = uneven_batches(config, 14)  # each phase's steps are captured at its fourth
-    alone, two = (train_with(ranks, tmp_path, config, batches, "fused") for ranks in (1, 2))
+    (alone,), (two,) = (train_with(ranks, tmp_path, [job(config, "fused", batches)]) for ranks in (1, 2))
     for expected, found in zip(alone["losses"], two["losses"], strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
     a, b = (torch.cat([value.flatten() for value in each["weights"].values()]) for each in (two, alone))
@@ -170,3 +175,29 @@ def test_ranks_together_see_what_one_sees(make_config: Callable[..., Config]) ->
     for k, batch in enumerate(alone):
         assert batch.ids == [name for part in parts for name in part[k].ids]
         assert torch.equal(batch.strong, torch.cat([part[k].strong for part in parts]))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]:1: Connection reset by peer",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:54321",
+        "NCCL error: remote process exited or there was a network error, NCCL version 2.29 ncclRemoteError: ...",
+    ],
+)
+def test_a_connection_that_ended_is_a_lost_rank(message: str) -> None:
+    assert is_lost_rank(RuntimeError(message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error: out of memory, NCCL version 2.29",
+        "NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details), ncclInvalidUsage",
+        "gloo: tensors must have the same size",
+        "CUDA out of memory",
+    ],
+)
+def test_other_errors_of_the_libraries_are_no_lost_rank(message: str) -> None:
+    assert not is_lost_rank(RuntimeError(message))
+    assert not is_lost_rank(torch.distributed.DistBackendError(message))

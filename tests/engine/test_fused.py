@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from kernel_support import aten_operators
 
+from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 def relative(found: EngineBase, expected: EngineBase) -> float:
     """Difference of both networks' weights, relative to their norm."""
     a, b = (
-        torch.cat([p.detach().flatten() for network in (e.student, e.teacher.model) for p in network.parameters()])
+        torch.cat([p.detach().flatten() for network in (e.on.master, e.an.master) for p in network.parameters()])
         for e in (found, expected)
     )
     return float((a - b).norm() / b.norm())
@@ -70,12 +72,52 @@ def test_half_precision_follows_single_precision(make_config: Callable[..., Conf
         expected, found = (engine.step(batches[iteration % 4]) for engine in engines)
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=0.05, atol=0.02)
     single, half = engines
-    assert next(half.online.parameters()).dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 for p in half.student.parameters())
-    for name, master in half.student.named_parameters():
+    assert next(half.on.compute.parameters()).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.on.master.parameters())
+    for name, master in half.on.master.named_parameters():
         if master.requires_grad:
-            assert torch.equal(half.online.get_parameter(name), master.to(torch.bfloat16)), name
+            assert torch.equal(half.on.compute.get_parameter(name), master.to(torch.bfloat16)), name
     assert relative(half, single) < 0.05
+
+
+VIT = ()
+CNN = ("model.backbone=tf_efficientnet_lite0", "model.aux_layer=-1")
+
+
+@pytest.mark.parametrize("kind", [Engine, FusedEngine])
+@pytest.mark.parametrize("backbone", [VIT, CNN], ids=["vit", "cnn"])
+def test_what_is_computed_with_follows_a_load(
+    backbone: tuple[str, ...],
+    kind: type[EngineBase],
+    tiny_values: dict[str, Any],
+    make_config: Callable[..., Config],
+    batches: list[Batch],
+) -> None:
+    """Also what is not trained: position embedding, statistics of batch norms. The state may be of either engine."""
+    if backbone:
+        tiny_values = {**tiny_values, "model": {**tiny_values["model"], "arguments": {}}}
+    config = config_from_dict(tiny_values, [*backbone, "run.precision=bf16"], where="test")
+    source = kind(replace(config, run=replace(config.run, seed=1)), CLASSES, CPU)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for network in (source.on.master, source.an.master):
+            for name, tensor in network.state_dict().items():
+                if "pos_embed" in name or "running" in name:
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+
+    engine = FusedEngine(config, CLASSES, CPU)
+    engine.load_state_dict(source.state_dict())
+
+    for network in (engine.on, engine.an):
+        masters, copies = network.master.state_dict(), network.compute.state_dict()
+        assert [name for name in masters if "pos_embed" in name or "running" in name]
+        for name, master in masters.items():
+            assert torch.equal(copies[name], master.to(copies[name].dtype)), name
+        images = batches[0].weak
+        with torch.no_grad():
+            expected = network.master.eval()(images).cam
+            found = network.compute.eval()(images.to(torch.bfloat16)).cam
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.06 * float(expected.abs().max()))
 
 
 def test_a_bad_number_stops_every_later_update(
@@ -84,7 +126,7 @@ def test_a_bad_number_stops_every_later_update(
     engine = FusedEngine(make_config("optim.cotrain_after=0"), CLASSES, CPU)
     engine.step(batches[0])
     engine.check()
-    good = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    good = {name: value.clone() for name, value in engine.on.master.state_dict().items()}
     thresholds = [threshold.state_dict() for threshold in engine.thresholds]
     moments = engine.state_dict()["optimizer"]
     bad = batches[1].to("cpu")
@@ -95,7 +137,7 @@ def test_a_bad_number_stops_every_later_update(
     with pytest.raises(NonFiniteLoss, match="iteration 1: cls is not finite"):
         engine.check()
     assert engine.iteration == 1
-    assert same(good, dict(engine.student.state_dict()))
+    assert same(good, dict(engine.on.master.state_dict()))
     assert same(thresholds, [threshold.state_dict() for threshold in engine.thresholds])
     assert same(moments, engine.state_dict()["optimizer"])
 

@@ -41,17 +41,17 @@ def test_before_cotraining_only_the_classification_runs(
     make_engine: MakeEngine, batches: list[Batch], watch: Callable, same: Same
 ) -> None:
     engine = make_engine("optim.cotrain_after=2")
-    teacher, decoder = watch(engine.teacher.model), watch(engine.student.decoder)
-    start = {name: value.clone() for name, value in engine.student.decoder.state_dict().items()}
+    teacher, decoder = watch(engine.an.master), watch(engine.on.master.decoder)
+    start = {name: value.clone() for name, value in engine.on.master.decoder.state_dict().items()}
     for batch in batches[:2]:
         assert not engine.cotraining
         assert set(engine.step(batch)) == {"loss", "cls", "cls_aux", "lr"}
 
     assert teacher.shapes == []
     assert decoder.shapes == []
-    assert all(p.grad is None for p in engine.student.decoder.parameters())
+    assert all(p.grad is None for p in engine.on.master.decoder.parameters())
     # Not even weight decay.
-    assert same(start, dict(engine.student.decoder.state_dict()))
+    assert same(start, dict(engine.on.master.decoder.state_dict()))
     assert all(threshold.state_dict()["queue"].sum() == 0 for threshold in engine.thresholds)
 
 
@@ -64,7 +64,7 @@ def test_cotraining_begins_at_the_configured_iteration(
     make_engine: MakeEngine, batches: list[Batch], watch: Callable
 ) -> None:
     engine = make_engine("optim.cotrain_after=2")
-    calls = watch(engine.teacher.model)
+    calls = watch(engine.an.master)
     names = []
     for batch in batches:
         before = len(calls.shapes)
@@ -72,7 +72,7 @@ def test_cotraining_begins_at_the_configured_iteration(
         assert (len(calls.shapes) > before) == names[-1]
 
     assert names == [False, False, True, True]
-    assert all(p.grad is not None for p in engine.student.decoder.parameters())
+    assert all(p.grad is not None for p in engine.on.master.decoder.parameters())
 
 
 def test_c2s_starts_near_the_logarithm_of_the_number_of_classes(make_engine: MakeEngine, batches: list[Batch]) -> None:
@@ -86,7 +86,7 @@ def test_online_network_sees_the_strong_view_and_the_assignment_network_the_weak
 ) -> None:
     engine = make_engine("teacher.scales=[1.0]", "teacher.flip=false")
     seen: dict[str, Tensor] = {}
-    for name, network in (("strong", engine.student), ("weak", engine.teacher.model)):
+    for name, network in (("strong", engine.on.master), ("weak", engine.an.master)):
         network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
     batch = next(batch for batch in batches if not torch.equal(batch.weak, batch.strong))
     engine.step(batch)
@@ -100,25 +100,25 @@ def test_online_network_sees_the_strong_view_and_the_assignment_network_the_weak
 
 def test_assignment_network_starts_as_a_copy_of_its_own(make_engine: MakeEngine, same: Same) -> None:
     engine = make_engine()
-    assert same(dict(engine.teacher.model.state_dict()), dict(engine.student.state_dict()))
-    online = {p.data_ptr() for p in engine.student.parameters()}
-    assert not [p for p in engine.teacher.model.parameters() if p.data_ptr() in online or p.requires_grad]
+    assert same(dict(engine.an.master.state_dict()), dict(engine.on.master.state_dict()))
+    online = {p.data_ptr() for p in engine.on.master.parameters()}
+    assert not [p for p in engine.an.master.parameters() if p.data_ptr() in online or p.requires_grad]
 
 
 def test_moving_average_follows_the_formula(make_engine: MakeEngine, batches: list[Batch]) -> None:
     """Θ' ← mΘ' + (1 − m)Θ in float64, over the phase change."""
     engine = make_engine("teacher.momentum=0.9994", "optim.cotrain_after=2")
-    expected = {name: value.double() for name, value in engine.teacher.model.state_dict().items()}
+    expected = {name: value.double() for name, value in engine.an.master.state_dict().items()}
     for batch in batches:
         engine.step(batch)
-        online = engine.student.state_dict()
+        online = engine.on.master.state_dict()
         expected = {name: 0.9994 * value + (1 - 0.9994) * online[name].double() for name, value in expected.items()}
 
-    for name, value in engine.teacher.model.state_dict().items():
+    for name, value in engine.an.master.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-8)
-    moved = engine.teacher.model.state_dict()["classifier.weight"]
-    assert not torch.equal(moved, engine.student.state_dict()["classifier.weight"])
-    assert not [p for p in engine.teacher.model.parameters() if p.grad is not None]
+    moved = engine.an.master.state_dict()["classifier.weight"]
+    assert not torch.equal(moved, engine.on.master.state_dict()["classifier.weight"])
+    assert not [p for p in engine.an.master.parameters() if p.grad is not None]
 
 
 def test_moving_average_takes_floating_buffers_along_and_copies_integers() -> None:
@@ -127,7 +127,7 @@ def test_moving_average_takes_floating_buffers_along_and_copies_integers() -> No
     online.train()(torch.randn(2, 3, 5, 5) + 4)
     teacher.update()
 
-    own = teacher.model.get_submodule("1")
+    own = teacher.master.get_submodule("1")
     torch.testing.assert_close(own.running_mean, 0.25 * online[1].running_mean)
     assert own.num_batches_tracked == 1
     assert not own.training
@@ -138,8 +138,8 @@ def test_assignment_network_survives_the_train_mode_of_the_online_one(
 ) -> None:
     engine = make_engine()
     engine.step(batches[0])
-    assert engine.student.training
-    assert not [m for m in engine.teacher.model.modules() if m.training]
+    assert engine.on.master.training
+    assert not [m for m in engine.an.master.modules() if m.training]
 
 
 # Schedule and optimiser
@@ -175,10 +175,10 @@ def test_rates_of_the_groups_in_real_steps(
 def test_optimiser_holds_every_trainable_parameter_once_and_no_frozen_one(make_engine: MakeEngine) -> None:
     engine = make_engine("optim.weight_decay=0.03", "optim.betas=[0.8, 0.99]")
     held = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    names = {id(p): name for name, p in engine.student.named_parameters()}
+    names = {id(p): name for name, p in engine.on.master.named_parameters()}
 
     assert len({id(p) for p in held}) == len(held)
-    assert {id(p) for p in held} == {id(p) for p in engine.student.parameters() if p.requires_grad}
+    assert {id(p) for p in held} == {id(p) for p in engine.on.master.parameters() if p.requires_grad}
     assert "encoder.backbone.pos_embed" not in {names[id(p)] for p in held}
     heads = {names[id(p)].split(".")[0] for p in engine.optimizer.param_groups[1]["params"]}
     assert heads == {"classifier", "classifier_aux", "decoder"}
@@ -188,13 +188,13 @@ def test_optimiser_holds_every_trainable_parameter_once_and_no_frozen_one(make_e
 def test_first_step_is_adamw(make_engine: MakeEngine, batches: list[Batch]) -> None:
     """One parameter by hand: Θ ← Θ(1 − lr·wd) − lr·g/(|g| + ε) in the first step."""
     engine = make_engine("optim.warmup=0", "optim.lr=1e-4", "optim.head_multiplier=10")
-    before = engine.student.classifier.weight.detach().double()
+    before = engine.on.master.classifier.weight.detach().double()
     engine.step(batches[0])
-    gradient = engine.student.classifier.weight.grad
+    gradient = engine.on.master.classifier.weight.grad
     assert gradient is not None
 
     expected = before * (1 - 1e-3 * 0.01) - 1e-3 * gradient.double() / (gradient.double().abs() + 1e-8)
-    torch.testing.assert_close(engine.student.classifier.weight.detach().double(), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(engine.on.master.classifier.weight.detach().double(), expected, rtol=1e-5, atol=1e-8)
 
 
 # Restored states
@@ -240,19 +240,19 @@ def test_random_layers_go_on_bit_for_bit(make_engine: MakeEngine, batches: list[
 
 
 def poison_parameter(engine: Engine) -> None:
-    engine.student.classifier.weight.data[0, 0] = float("nan")
+    engine.on.master.classifier.weight.data[0, 0] = float("nan")
 
 
 def poison_decoder(engine: Engine) -> None:
-    engine.student.decoder.conv8.weight.data[0, 0] = float("inf")
+    engine.on.master.decoder.conv8.weight.data[0, 0] = float("inf")
 
 
 def poison_teacher_decoder(engine: Engine) -> None:
-    engine.teacher.model.decoder.conv8.weight.data[:] = float("nan")
+    engine.an.master.decoder.conv8.weight.data[:] = float("nan")
 
 
 def poison_gradient(engine: Engine) -> None:
-    engine.student.decoder.conv6.weight.register_hook(lambda gradient: gradient * float("nan"))
+    engine.on.master.decoder.conv6.weight.register_hook(lambda gradient: gradient * float("nan"))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_thresholds_return_to_the_last_good_step(make_engine: MakeEngine, batche
     engine, untouched = make_engine(), make_engine()
     for each in (engine, untouched):
         each.step(batches[0])
-    handle = engine.student.decoder.conv6.weight.register_hook(lambda gradient: gradient * float("inf"))
+    handle = engine.on.master.decoder.conv6.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteLoss, match="gradient"):
         engine.step(batches[1])
     handle.remove()

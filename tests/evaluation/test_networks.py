@@ -116,7 +116,7 @@ def test_loaded_networks_give_the_engine_s_outputs(
         pytest.approx(float(metrics["xi"])),
         pytest.approx(float(engine.threshold_values[1])) if not overrides else 0.45,
     )
-    for own, network in ((engine.student, networks.on), (engine.teacher.model, networks.an)):
+    for own, network in ((engine.on.master, networks.on), (engine.an.master, networks.an)):
         assert not network.training
         assert not [p for p in network.parameters() if p.requires_grad]
         with torch.no_grad():
@@ -138,7 +138,7 @@ def test_networks_do_not_ask_for_the_backbone_s_own_weights(
     extra = {"config": values, "classes": list("abcde"), "best": 0.0}
     checkpoint.save(tmp_path / "1.pt", {**engine.state_dict(), **extra})
 
-    assert torch.equal(load_networks(tmp_path / "1.pt").on.classifier.weight, engine.student.classifier.weight)
+    assert torch.equal(load_networks(tmp_path / "1.pt").on.classifier.weight, engine.on.master.classifier.weight)
 
 
 def test_thresholds_are_unknown_before_cotraining_and_with_bands(

@@ -94,18 +94,17 @@ def test_c2s_is_equation_5_with_and_without_raw_and_balance(
     weight = f"loss.foreground_weight={'null' if balance is None else balance}"
     engine, batch = make_engine(*raw, weight), batches[0]
     with torch.no_grad():
-        seg = engine.student(batch.strong).seg
-        assignment = engine.teacher.assign(batch.weak, batch.labels, batch.valid)
+        seg = engine.on.master(batch.strong).seg
+        assignment = engine.an.assign(engine.an.forward(batch.weak), batch.labels, batch.valid)
 
     metrics = engine.step(batch)
 
-    assert assignment.cam_aux is not None
-    for maps, suffix in ((assignment.cam, ""), (assignment.cam_aux, "_aux")):
-        confidence, xi = maps.confidence.double(), metrics[f"xi{suffix}"].double()
+    for layer, suffix in enumerate(("", "_aux")):
+        confidence, xi = assignment.confidence[layer].double(), metrics[f"xi{suffix}"].double()
         foreground = confidence >= xi
         distance = torch.where(foreground, (confidence - xi) / (1 - xi), (xi - confidence) / xi).clamp(min=1e-4)
         reliability = (-(alpha * distance).log()).pow(-beta)
-        target = torch.where(foreground, maps.category.long(), 0)
+        target = torch.where(foreground, assignment.category[layer].long(), 0)
         logits = F.interpolate(seg.double(), size=(64, 64), mode="bilinear", align_corners=False)
         entropy = F.cross_entropy(logits, target, reduction="none")
 
@@ -159,15 +158,15 @@ def test_ema_off_makes_the_assignment_network_the_online_one(
 ) -> None:
     engine = make_engine("teacher.momentum=0")
     for batch in batches[:3]:
-        before = {name: value.clone() for name, value in engine.student.state_dict().items()}
+        before = {name: value.clone() for name, value in engine.on.master.state_dict().items()}
         engine.step(batch)
-        assert not same(before, dict(engine.student.state_dict()))
-        assert same(dict(engine.teacher.model.state_dict()), dict(engine.student.state_dict()))
+        assert not same(before, dict(engine.on.master.state_dict()))
+        assert same(dict(engine.an.master.state_dict()), dict(engine.on.master.state_dict()))
 
 
 def test_aux_off_has_no_dagger_terms_and_csc_on_the_main_cam(make_engine: MakeEngine, batches: list[Batch]) -> None:
     engine = make_engine("model.aux_layer=null")
-    assert engine.student.classifier_aux is None
+    assert engine.on.master.classifier_aux is None
     metrics = engine.step(batches[0])
 
     assert not [name for name in metrics if name.endswith("_aux")]
@@ -183,7 +182,7 @@ def test_swapping_off_still_teaches_the_segmentation(make_engine: MakeEngine, ba
 
     assert "s2c" not in metrics
     assert {"c2s", "c2s_aux"} < metrics.keys()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in engine.student.decoder.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in engine.on.master.decoder.parameters())
 
 
 @pytest.mark.parametrize(
@@ -198,8 +197,8 @@ def test_detach_says_where_the_gradient_of_s2c_arrives(
     for weight in (1.0, 0.0):
         engine = make_engine(f"model.detach={detach}", f"loss.s2c={weight}", "loss.csc=0")
         engine.step(batches[0])
-        last_block = engine.student.encoder.backbone.blocks[-1].mlp.fc2.weight.grad
-        gradients.append([p.grad for p in (engine.student.classifier.weight, engine.student.decoder.conv6.weight)])
+        last_block = engine.on.master.encoder.backbone.blocks[-1].mlp.fc2.weight.grad
+        gradients.append([p.grad for p in (engine.on.master.classifier.weight, engine.on.master.decoder.conv6.weight)])
         gradients[-1].append(last_block)
 
     differs = [not torch.equal(a, b) for a, b in zip(*gradients, strict=True)]
@@ -224,7 +223,7 @@ def test_teacher_runs_at_its_scales_and_flips(
     watch: Callable,
 ) -> None:
     engine = make_engine(*overrides)
-    calls = watch(engine.teacher.model)
+    calls = watch(engine.an.master)
     engine.step(batches[0])
 
     assert calls.shapes == [(rows, 3, side, side) for side in sides]
@@ -239,7 +238,7 @@ def test_truth_guidance_needs_masks_and_follows_them(make_engine: MakeEngine, ba
 
     assert not torch.equal(*values)
     with torch.no_grad():
-        cam = make_engine().student(batch.strong).cam
+        cam = make_engine().on.master(batch.strong).cam
     # All background: every target is 0 (the two votes for background over tau leave no rest).
     torch.testing.assert_close(values[1], F.softplus(cam).mean(), rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="masks"):
@@ -270,14 +269,14 @@ def test_epsilon_zero_leaves_no_pixel_and_no_contrast(first_step: FirstStep, bat
 
 def test_head_multiplier_moves_the_heads_only(make_engine: MakeEngine, batches: list[Batch]) -> None:
     usual, still = make_engine(), make_engine("optim.head_multiplier=0")
-    start = still.student.classifier.weight.detach().clone()
+    start = still.on.master.classifier.weight.detach().clone()
     for engine in (usual, still):
         engine.step(batches[0])
 
-    assert torch.equal(still.student.classifier.weight, start)
-    assert not torch.equal(usual.student.classifier.weight, start)
+    assert torch.equal(still.on.master.classifier.weight, start)
+    assert not torch.equal(usual.on.master.classifier.weight, start)
     block = "encoder.backbone.blocks.0.mlp.fc1.weight"
-    assert torch.equal(usual.student.state_dict()[block], still.student.state_dict()[block])
+    assert torch.equal(usual.on.master.state_dict()[block], still.on.master.state_dict()[block])
 
 
 @pytest.mark.parametrize("name", ["voc_published.yaml", "coco_published.yaml"])
@@ -291,8 +290,8 @@ def test_published_recipe_runs_with_energy_and_bands(
     config = make_config("optim.cotrain_after=0", *overrides, band, "loss.csc=0", "threshold.mode=band")
     engine = Engine(config, 5, torch.device("cpu"))
     with torch.no_grad():
-        seg = engine.student(batches[0].strong).seg
-        maps = engine.teacher.assign(batches[0].weak, batches[0].labels, batches[0].valid).cam
+        seg = engine.on.master(batches[0].strong).seg
+        assignment = engine.an.assign(engine.an.forward(batches[0].weak), batches[0].labels, batches[0].valid)
 
     metrics = engine.step(batches[0])
 
@@ -301,10 +300,11 @@ def test_published_recipe_runs_with_energy_and_bands(
     assert metrics["energy"] < 0
     low, high = published.threshold.band
     logits = F.interpolate(seg, size=(64, 64), mode="bilinear", align_corners=False)
-    target = torch.where(maps.confidence >= high, maps.category.long(), 0)
+    confidence = assignment.confidence[0]
+    target = torch.where(confidence >= high, assignment.category[0].long(), 0)
     entropy = F.cross_entropy(logits, target, reduction="none")
-    foreground = entropy[batches[0].valid & (maps.confidence >= high)].mean()
-    background = entropy[batches[0].valid & (maps.confidence <= low)].mean()
+    foreground = entropy[batches[0].valid & (confidence >= high)].mean()
+    background = entropy[batches[0].valid & (confidence <= low)].mean()
     torch.testing.assert_close(metrics["c2s"], 0.5 * foreground + 0.5 * background, rtol=1e-5, atol=0)
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine.flops import step_flops
+from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.plain import Engine
 from cosa_fast.run.log import StepTimer
 from cosa_fast.run.training import train
@@ -33,19 +34,31 @@ def test_flops_are_those_of_the_formula(make_engine: MakeEngine) -> None:
     """Backward: twice the forward, except that the images get no gradient."""
     engine = make_engine()
     patches = 2 * (2 * 8 * 8 * 3 * 8 * 8 * 48)
-    alone = step_flops(engine.student, engine.config, cotraining=False)
+    alone = step_flops(engine.on.master, engine.config, cotraining=False)
     assert alone == 3 * tiny_vit_forward(2, seg=False) - patches
 
-    both = step_flops(engine.student, engine.config, cotraining=True)
+    both = step_flops(engine.on.master, engine.config, cotraining=True)
     scales = sum(tiny_vit_forward(4, seg=True, grid=grid) for grid in (8, 4, 12))
     assert both == 3 * tiny_vit_forward(2, seg=True) - patches + scales
 
 
+def test_a_network_that_cannot_run_without_data_says_so(
+    make_engine: MakeEngine, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs_data(images: Tensor) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    network = make_engine().on.master
+    monkeypatch.setattr(type(network.encoder), "forward", lambda self, images: needs_data(images))
+    with pytest.raises(UncountableError, match=r"vit_tiny_patch16_224 does not run without data \(Cannot copy out of"):
+        step_flops(network, make_config(), cotraining=False)
+
+
 def test_recomputed_blocks_count_once(make_engine: MakeEngine) -> None:
     engines = [make_engine(f"model.checkpoint_blocks={value}") for value in ("false", "true")]
-    counts = [step_flops(engine.student, engine.config, cotraining=True) for engine in engines]
+    counts = [step_flops(engine.on.master, engine.config, cotraining=True) for engine in engines]
     assert counts[0] == counts[1]
-    assert engines[1].student.encoder.checkpoint_blocks
+    assert engines[1].on.master.encoder.checkpoint_blocks
 
 
 @pytest.mark.parametrize("backbone", ["vit", "cnn"])
@@ -56,7 +69,7 @@ def test_counting_changes_nothing(
     if backbone == "cnn":
         config = replace(config, model=replace(config.model, backbone="resnet10t", arguments={}, aux_layer=-1))
     engines = [Engine(config, 5, CPU) for _ in range(2)]
-    assert (step_flops(engines[0].student, config, cotraining=True) or 0) > 0
+    assert step_flops(engines[0].on.master, config, cotraining=True) > 0
     for engine in engines:
         engine.step(batches[0])
     assert same(*(engine.state_dict() for engine in engines))
@@ -67,7 +80,7 @@ def test_log_has_the_flops_of_each_phase(engine: str, make_config: Callable[...,
     config = make_config(f"run.engine={engine}")
     lines = [json.loads(line) for line in (train(config).directory / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
-    student = Engine(config, 5, CPU).student
+    student = Engine(config, 5, CPU).on.master
     for line in lines:
         expected = step_flops(student, config, cotraining=line["iteration"] > config.optim.cotrain_after)
         assert line["tflop_per_second"] * line["seconds_per_iteration"] * 1e12 == pytest.approx(expected)
