@@ -27,7 +27,7 @@ def test_segmentation_rises_above_the_all_background_baseline(tmp_path: Path) ->
             "optim.iterations=150",
             "optim.cotrain_after=50",
             "optim.warmup=20",
-            "optim.batch_size=6",
+            "optim.batch_size=8",
         ],
     )
     results = train(config).results
