@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import json
-import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -17,7 +13,9 @@ from typing import Any
 
 import torch
 
-from bench.operators.cases import Size
+from bench.operators.scene import Size
+from bench.tables import aligned, number, plotting
+from cosa_fast.files import write_json, written_aside
 from cosa_fast.run import manifest
 
 Row = dict[str, Any]
@@ -56,47 +54,29 @@ def _driver() -> str | None:
     return found[0] if found else None
 
 
-def write(path: Path, results: Row, *, plot: bool = False) -> None:
-    """JSON at `path`, the rows as CSV beside it, and with `plot` a picture of measured rows. A file is whole or old."""
-    _replace(path, json.dumps(results, indent=1) + "\n")
+def write(path: Path, results: Row) -> None:
+    """JSON at `path` and the rows as CSV beside it, each whole or as it was."""
+    write_json(path, results)
     rows = results["rows"]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    beside = path.with_suffix(".csv")
-    aside = beside.with_name(beside.name + ".tmp")
-    with open(aside, "w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns)
+    with written_aside(path.with_suffix(".csv")) as aside, open(aside, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
         table.writerows(rows)
-    os.replace(aside, beside)
-    if plot and results["kind"] == "measured":
-        if importlib.util.find_spec("matplotlib") is None:
-            print("no plot: the package matplotlib is not installed", file=sys.stderr)
-        else:
-            _plot(path.with_suffix(".png"), results)
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def print_static(results: Row) -> None:
     """Two tables: registers, spills and shared memory per kernel and architecture; predicted limits per operator."""
     print(static_table(results["rows"]))
     print("\nPredicted limits, one H200: the least time for the bytes, exponentials and flops that cannot be avoided")
-    print(
-        _aligned(
-            ["operator", "size", "mode", "MB", "M exps", "Mflop", "limit ms", "by"],
-            [
-                [
-                    row["operator"], _size(row), row["mode"], f"{row['bytes'] / 1e6:.2f}", f"{row['exps'] / 1e6:.1f}",
-                    f"{row['flops'] / 1e6:.0f}", f"{row['limit_ms']:.4f}", row["limited_by"],
-                ]
-                for row in results["limits"]
-            ],
-        )
-    )  # fmt: skip
+    head = ["operator", "size", "mode", "by", "MB", "M exps", "Mflop", "limit ms"]
+    lines = [
+        [
+            row["operator"], _size(row), row["mode"], row["limited_by"], f"{row['bytes'] / 1e6:.2f}",
+            f"{row['exps'] / 1e6:.1f}", f"{row['flops'] / 1e6:.0f}", f"{row['limit_ms']:.4f}",
+        ]
+        for row in results["limits"]
+    ]  # fmt: skip
+    print(aligned(head, lines, words=4))
 
 
 def static_table(rows: Sequence[Row]) -> str:
@@ -107,13 +87,12 @@ def static_table(rows: Sequence[Row]) -> str:
     for row in rows:
         key = (row["operator"], _size(row), str(row.get("kernel", row.get("error"))))
         lines.setdefault(key, {}).setdefault(row["architecture"], []).append(row)
-    return "Registers / bytes of spills / KiB of shared memory\n" + _aligned(
-        ["operator", "size", "kernel", *architectures],
-        [
-            [*key, *(_resources(found.get(architecture, [])) for architecture in architectures)]
-            for key, found in lines.items()
-        ],
-    )
+    table = [
+        [*key, *(_resources(found.get(architecture, [])) for architecture in architectures)]
+        for key, found in lines.items()
+    ]
+    head = ["operator", "size", "kernel", *architectures]
+    return "Registers / bytes of spills / KiB of shared memory\n" + aligned(head, table, words=3)
 
 
 def _resources(rows: list[Row]) -> str:
@@ -136,7 +115,8 @@ def print_measured(results: Row) -> None:
         f"and {1e3 * limits['next_launch_ms']:.2f} µs for every further launch"
     )
     print("milliseconds: launched from the host | replayed from a CUDA graph; MiB: extra memory")
-    print(_aligned(MEASURED_HEAD, [_measured_line(key, found) for key, found in _by_mode(results["rows"]).items()]))
+    lines = [_measured_line(key, found) for key, found in _by_mode(results["rows"]).items()]
+    print(aligned(MEASURED_HEAD, lines, words=4))
     for row in results["rows"]:
         for kind in ("error", "reason"):
             if row.get(kind) and not str(row[kind]).startswith("not run"):
@@ -145,8 +125,8 @@ def print_measured(results: Row) -> None:
 
 
 MEASURED_HEAD = [
-    "operator", "size", "mode", "ours", "eager", "compiled", "MiB ours", "eager", "compiled", "speed-up",
-    "limit ms", "by", "share", "launches",
+    "operator", "size", "mode", "limited by", "ours", "eager", "compiled", "MiB ours", "eager", "compiled",
+    "speed-up", "limit ms", "share", "launches",
 ]  # fmt: skip
 Found = dict[tuple[str, bool], Row]
 
@@ -163,11 +143,11 @@ def _by_mode(rows: Iterable[Row]) -> dict[tuple[str, str, str], Found]:
 
 def _measured_line(key: tuple[str, str, str], found: Found) -> list[str]:
     def times(provider: str) -> str:
-        return " | ".join(_number(found.get((provider, graph), {}).get("ms")) for graph in (False, True))
+        return " | ".join(number(found.get((provider, graph), {}).get("ms"), ".4g") for graph in (False, True))
 
     def memory(provider: str) -> str:
         extra = found.get((provider, False), {}).get("extra_bytes")
-        return "-" if extra is None else f"{extra / 2**20:.1f}"
+        return number(None if extra is None else extra / 2**20, ".1f")
 
     ours = _best(found, "ours")
     others = [row["ms"] for row in (_best(found, name) for name in ("compiled", "eager")) if row][:1]
@@ -179,8 +159,8 @@ def _measured_line(key: tuple[str, str, str], found: Found) -> list[str]:
     if floor is not None and ours["ms"] <= 1.5 * floor:
         bound += ", launches"
     return [
-        *key, *map(times, COLOURS), *map(memory, COLOURS), speed_up, _number(any_row["limit_ms"]), bound,
-        f"{100 * ours['share']:.0f} %" if ours else "-", "-" if launches is None else str(launches),
+        *key, bound, *map(times, COLOURS), *map(memory, COLOURS), speed_up, number(any_row["limit_ms"], ".4g"),
+        number(ours.get("share"), ".0%"), number(launches, "d"),
     ]  # fmt: skip
 
 
@@ -190,29 +170,16 @@ def _best(found: Found, provider: str) -> Row:
     return timed[0] if timed else {}
 
 
-def _number(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.4g}"
-
-
 def _size(row: Row) -> str:
     return str(Size(*(row[field.name] for field in fields(Size))))
 
 
-def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    )
-
-
-def _plot(path: Path, results: Row) -> None:
-    """Bars of the base sizes, then one picture of lines per sweep and operator; the faster of launched and replayed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def save_chart(path: Path, results: Row) -> None:
+    """Of measured rows: bars of the base sizes, then one picture of lines per sweep and operator; the faster of
+    launched and replayed."""
+    pyplot = plotting() if results["kind"] == "measured" else None
+    if pyplot is None:
+        return
     whole = [row for row in results["rows"] if row.get("ms") and row["mode"] in ("both", "forward")]
     differentiable = {row["operator"] for row in whole if row["mode"] == "both"}
     whole = [row for row in whole if row["mode"] == "both" or row["operator"] not in differentiable]

@@ -1,7 +1,7 @@
 """The part of the kernel benchmark that needs no GPU: what every kernel takes of a multiprocessor, and the limits.
 
 The public functions run, forward and backward, on tensors that are only allocated; their launches are recorded, and
-compiled for each architecture (kernels/offline.py).
+compiled for each architecture (kernels/launch/offline.py).
 """
 
 from __future__ import annotations
@@ -15,22 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.operators.cases import OPERATORS, Problem, Size, base_sizes, static_sizes
-from bench.operators.timing import PREDICTED_H200, describe
-from cosa_fast.kernels.launch.offline import ARCHITECTURES, Compiled, compile_launches
-from cosa_fast.kernels.launch.runtime import Launch, record_launches
+from bench.operators.cases import OPERATORS, Problem, base_sizes, static_sizes
+from bench.operators.limits import PREDICTED_H200
+from bench.operators.output import machine
+from bench.operators.scene import Size
+from bench.tables import failure
+from cosa_fast.errors import UserError
+from cosa_fast.kernels.launch.offline import ARCHITECTURES, Compiled, compile_launches, source_hash
+from cosa_fast.kernels.launch.runtime import HAS_TRITON, INTERPRETED, Launch, record_launches
 
 Row = dict[str, Any]
 _known: dict[Any, Compiled] = {}  # what this process has compiled: operators share kernels, and sizes do
 
 
-def resource_rows(
-    names: Sequence[str],
-    architectures: Sequence[str] = tuple(ARCHITECTURES),
-    *,
-    quick: bool = False,
-    processes: int = 1,
-) -> list[Row]:
+def compile_all(names: list[str], architectures: list[str], *, quick: bool, processes: int) -> Row:
+    """The results of the operators' kernels on the architectures. UserError where nothing can be compiled."""
+    if not HAS_TRITON:
+        raise UserError("the package triton is not installed: there is nothing to compile; pip install triton")
+    if INTERPRETED:
+        raise UserError("TRITON_INTERPRET is set, but kernels are compiled here; unset it")
+    rows = resource_rows(names, architectures, quick=quick, processes=processes)
+    whole = (names, architectures, quick) == ([*OPERATORS], [*ARCHITECTURES], False)
+    return {
+        "kind": "static", "machine": machine(torch.device("cpu")),
+        "kernels_hash": source_hash() if whole else None,  # a part of it says nothing of all kernels
+        "rows": rows, "limits": limit_rows(names, quick=quick),
+    }  # fmt: skip
+
+
+def resource_rows(names: Sequence[str], architectures: Sequence[str], *, quick: bool, processes: int) -> list[Row]:
     """One row per operator, size, architecture and kernel; a failure is a row with "error"."""
     tasks = [(name, architecture, quick) for architecture in architectures for name in names]
     if processes == 1:
@@ -42,7 +55,7 @@ def resource_rows(
     return [row for rows in found for row in rows]
 
 
-def limit_rows(names: Sequence[str], *, quick: bool = False) -> list[Row]:
+def limit_rows(names: Sequence[str], *, quick: bool) -> list[Row]:
     """One row per operator, size and mode: what it must move and compute, and the least time for that on one H200."""
     rows = []
     for name in names:
@@ -87,7 +100,7 @@ def _compile(name: str, size: Size, architecture: str) -> list[Row]:
         launches = record(OPERATORS[name].problem(size, torch.device("cpu"), filled=False), architecture)
         return [{**subject, **compiled.as_row()} for compiled in compile_launches(launches, architecture, _known)]
     except Exception as error:  # of any kind: the other operators are still worth knowing
-        return [{**subject, "architecture": architecture, "error": describe(error)}]
+        return [{**subject, "architecture": architecture, "error": failure(error)}]
 
 
 def _subject(name: str, size: Size) -> Row:

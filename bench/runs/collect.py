@@ -3,48 +3,51 @@
 Per run: the last evaluation, the manifest, the configuration, the time spent in training steps, and the logged curve.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
+from bench.arguments import result_file
+from bench.runs.reading import read_run
+from bench.tables import TERMS
+from cosa_fast.cli import run_cli
+from cosa_fast.files import write_json
 
-CURVE = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux", "foreground_share")
+CURVE = (*TERMS, "foreground_share")
 
 
-def collect(run: Path) -> dict[str, Any]:
-    """What a run's folder says of it."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [record for record in records if record["kind"] == "train"]
-    spans = [
-        step["iteration"] - before for step, before in zip(steps, [0, *(s["iteration"] for s in steps)], strict=False)
-    ]
-    seconds = sum(step["seconds_per_iteration"] * span for step, span in zip(steps, spans, strict=True))
+def collect(path: Path) -> dict[str, Any]:
+    """What a run's folder says of it; of the machine's paths only the last names."""
+    run = read_run(path)
+    ends = [record["iteration"] for record in run.training]
+    spans = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+    seconds = sum(record["seconds_per_iteration"] * span for record, span in zip(run.training, spans, strict=True))
+    config = run.config
+    for section, key in (("data", "root"), ("model", "weights")):
+        config[section][key] = Path(config[section][key]).name
     return {
-        "results": {record["network"]: record for record in records if record["kind"].startswith("eval_")},
+        "results": {record["network"]: record for record in run.evaluations},
         "training_minutes": round(seconds / 60, 1),
-        "manifest": json.loads((run / "manifest.json").read_text(encoding="utf-8")),
-        "config": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")),
+        "manifest": run.manifest,
+        "config": config,
         "curve": [
-            {"iteration": step["iteration"], **{name: round(step[name], 4) for name in CURVE if name in step}}
-            for step in steps
+            {"iteration": record["iteration"], **{name: round(record[name], 4) for name in CURVE if name in record}}
+            for record in run.training
         ],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Write the file; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.runs.collect", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    collected = {run.name: collect(run) for run in arguments.runs}
-    for entry in collected.values():
-        # Paths of the machine say nothing to a reader.
-        entry["config"]["data"]["root"] = Path(entry["config"]["data"]["root"]).name
-        entry["config"]["model"]["weights"] = Path(entry["config"]["model"]["weights"]).name
-    arguments.output.write_text(json.dumps(collected, indent=1) + "\n", encoding="utf-8")
+    parser.add_argument("-o", "--output", type=result_file, required=True)
+    arguments = parser.parse_args(argv)
+    write_json(arguments.output, {run.name: collect(run) for run in arguments.runs})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_cli(main))

@@ -8,36 +8,36 @@ the last evaluations.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from bench.arguments import require_positive, result_file
+from bench.runs.reading import read_run
+from bench.tables import TERMS
+from cosa_fast.cli import run_cli
+from cosa_fast.errors import UserError
+from cosa_fast.files import write_json
 
-TERMS = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux")
 FIGURES = ("seg_label_free", "seg_label_aware", "cam_best")
 Curve = dict[int, dict[str, float]]
 
 
-def read(run: Path, window: int) -> tuple[Curve, dict[str, Any]]:
+def read(path: Path, window: int) -> tuple[Curve, dict[str, Any]]:
     """Means of each term over windows that end at multiples of `window` iterations; the run's commit, and its figures
     by network."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    run = read_run(path)
     grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        if record["kind"] == "train":
-            grouped[-(-record["iteration"] // window) * window].append(record)
+    for record in run.training:
+        grouped[-(-record["iteration"] // window) * window].append(record)
     curve = {
         end: {t: statistics.fmean(r[t] for r in rows if t in r) for t in TERMS if any(t in r for r in rows)}
         for end, rows in grouped.items()
     }
-    evaluations = [record for record in records if record["kind"].startswith("eval_")]
-    figures = {e["network"]: {name: e[name] for name in FIGURES if name in e} for e in evaluations}
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    return curve, {"commit": manifest["commit"], "evaluation": figures}
+    figures = {e["network"]: {name: e[name] for name in FIGURES if name in e} for e in run.evaluations}
+    return curve, {"commit": run.manifest["commit"], "evaluation": figures}
 
 
 def difference(a: Curve, b: Curve) -> dict[str, float]:
@@ -72,26 +72,34 @@ def compare(runs: dict[tuple[str, str], tuple[Curve, dict[str, Any]]]) -> dict[s
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+def main(argv: list[str] | None = None) -> int:
+    """Compare and write the file; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.runs.curves", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="SET_PIPELINE_SEED")
     parser.add_argument("--window", type=int, default=20, help="iterations of a mean")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    parser.add_argument("-o", "--output", type=result_file, required=True)
+    arguments = parser.parse_args(argv)
+    require_positive(arguments, "window")
     sets: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
-    for run in arguments.runs:
-        name, pipeline, seed = run.name.rsplit("_", 2)
-        sets[name][pipeline, seed] = read(run, arguments.window)
-    # The machine is that of all runs; the commit is each run's own.
-    machine = json.loads((arguments.runs[0] / "manifest.json").read_text(encoding="utf-8"))
-    del machine["commit"]
-    config = yaml.safe_load((arguments.runs[0] / "config.yaml").read_text(encoding="utf-8"))
+    for path in arguments.runs:
+        parts = path.name.rsplit("_", 2)
+        if len(parts) < 3:
+            raise UserError(f"{path}: not named SET_PIPELINE_SEED; rename the run's folder")
+        sets[parts[0]][parts[1], parts[2]] = read(path, arguments.window)
+    first = read_run(arguments.runs[0])
+    del first.manifest["commit"]  # the machine is that of all runs; the commit is each run's own
     result = {
-        "machine": machine, "window": arguments.window, "optim_of_first_run": config["optim"],
+        "machine": first.manifest, "window": arguments.window, "optim_of_first_run": first.config["optim"],
         "sets": {name: compare(runs) for name, runs in sets.items()},
     }  # fmt: skip
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for name, compared in result["sets"].items():
+    write_json(arguments.output, result)
+    print_differences(result["sets"])
+    return 0
+
+
+def print_differences(sets: dict[str, dict[str, Any]]) -> None:
+    """A line for each kind of difference and for each run."""
+    for name, compared in sets.items():
         for kind, terms in compared["largest_difference_between"].items():
             print(name, f"between {kind}:", "  ".join(f"{term} {value:.1%}" for term, value in terms.items()))
         for run in compared["runs"]:
@@ -99,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_cli(main))

@@ -8,14 +8,14 @@ rounding and then by chance; the means of windows tell whether the curves are th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.arguments import result_file
+from bench.tables import TERMS, aligned
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
@@ -25,11 +25,11 @@ from cosa_fast.device import pick_device
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import Evaluator
+from cosa_fast.files import write_json
 from cosa_fast.run import manifest
 from cosa_fast.run.data import open_datasets
 
 PRECISIONS = ("fp32", "bf16")
-TERMS = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux")
 Curves = dict[str, list[dict[str, float]]]
 
 
@@ -94,14 +94,17 @@ def compare_phases(config: Config, curves: Curves, length: int) -> dict[str, dic
 
 
 def print_tables(phases: dict[str, dict[str, Any]], evaluation: dict[str, dict[str, float]]) -> None:
-    print(f"{'':26}{'largest':>10}{'median':>10}   difference of window means, relative to the term's mean")
-    for phase, terms in phases.items():
-        for name, row in terms.items():
-            print(f"{phase:16}{name:10}{row['largest_difference']:>10.2%}{row['median_difference']:>10.2%}")
+    """How far the terms differ in each phase, and both evaluations."""
+    print("difference of window means, relative to the term's mean")
+    lines = [
+        [phase, name, f"{row['largest_difference']:.2%}", f"{row['median_difference']:.2%}"]
+        for phase, terms in phases.items()
+        for name, row in terms.items()
+    ]
+    print(aligned(["", "", "largest", "median"], lines, words=2))
     for name, summary in evaluation.items():
-        print(
-            f"{name}: seg label-free {summary['seg_label_free']:.1f}, CAM at best threshold {summary['cam_best']:.1f}"
-        )
+        seg, cam = summary["seg_label_free"], summary["cam_best"]
+        print(f"{name}: seg label-free {seg:.1f}, CAM at best threshold {cam:.1f}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", default="voc.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--window", type=int, default=20, help="iterations of a mean")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_file)
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     if not 1 <= arguments.window <= config.optim.iterations:
@@ -131,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
             "backbone": config.model.backbone, "crop": config.data.crop_size, "window": arguments.window,
             "phases": phases, "evaluation": evaluation,
         }  # fmt: skip
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, result)
     return 0
 
 

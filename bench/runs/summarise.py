@@ -1,18 +1,24 @@
 """One JSON of what bench/gpu_check.sh left: `python -m bench.runs.summarise FOLDER FILE.json`."""
 
-import json
-import sys
+from __future__ import annotations
+
+import argparse
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.memory import BACKBONES
+from bench.arguments import result_file
+from bench.runs.reading import read_records
+from bench.steps.providers import BACKBONES
+from cosa_fast.cli import run_cli
 from cosa_fast.config.schema import Config
+from cosa_fast.files import read_json, write_json
 from cosa_fast.run import manifest
 
 PREDICTED = Path(__file__).parents[1] / "results" / "memory_predicted.json"
+PARTS = ("kernels", "throughput", "ablations", "losses", "training", "data")
 
 
 def count_tests(folder: Path) -> dict[str, Any]:
@@ -45,21 +51,31 @@ def against_prediction(throughput: dict[str, Any] | None, predicted: dict[str, A
     return rows
 
 
-def main(folder: Path, output: Path) -> None:
+def summarise(folder: Path) -> dict[str, Any]:
+    """The machine, how the parts ended, and every part's own results; None for one that left none."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = [json.loads(line) for line in (folder / "parts.jsonl").read_text(encoding="utf-8").splitlines()]
     summary: dict[str, Any] = {
         "machine": manifest.describe(Config(), device),
-        "parts": parts,
+        "parts": read_records(folder / "parts.jsonl"),
         "tests": count_tests(folder / "tests"),
     }
-    for name in ("kernels", "throughput", "ablations", "losses", "training", "data"):
+    for name in PARTS:
         path = folder / f"{name}.json"
-        summary[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    summary["memory"] = against_prediction(summary["throughput"], json.loads(PREDICTED.read_text(encoding="utf-8")))
-    output.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"written {output}")
+        summary[name] = read_json(path) if path.is_file() else None
+    summary["memory"] = against_prediction(summary["throughput"], read_json(PREDICTED))
+    return summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the file; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.runs.summarise", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("output", type=result_file)
+    arguments = parser.parse_args(argv)
+    write_json(arguments.output, summarise(arguments.folder))
+    print(f"written {arguments.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    raise SystemExit(run_cli(main))

@@ -1,10 +1,11 @@
-"""Behind bench/throughput.py.
+"""Behind bench/throughput.py and bench/memory.py.
 
+throughput: every configuration with all of its providers
+comparison: steps timed side by side
+providers: what is compared, and the batches
 baseline: the method as it is usually written
 lattice: its permutohedral filter
-providers: what is compared
 loss_path: the losses alone
 phases: where the time of a step goes
-speed: time of whole steps
-output: tables and JSON
+memory: a step's bytes, counted without data
 """

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from bench.steps.lattice import lattice_filter
@@ -92,7 +91,8 @@ class BaselineLosses:
                 outputs.cam, [(a.segmentation(), b.segmentation()) for a, b in pairs], batch.labels, batch.valid
             )
         if weights.csc > 0:
-            terms["csc"] = self.contrast(outputs.cam, *coarse["cam_aux"], xi["cam_aux"], valid_grid)
+            vectors = self.vectors(outputs.cam.float(), batch.labels)
+            terms["csc"] = self.contrast(vectors, *coarse["cam_aux"], xi["cam_aux"], valid_grid)
         if weights.energy > 0:
             terms["energy"] = ENERGY_INNER_WEIGHT * self.energy(seg, maps["cam"][0], batch)
         return terms
@@ -124,6 +124,8 @@ class BaselineLosses:
         values = values[values > config.floor][:, None]
         if len(values) < 10:
             return self.fitted.get(name, sum(config.clamp) / 2)
+        from sklearn.mixture import GaussianMixture  # the only thing measured that needs it
+
         mixture = GaussianMixture(2, tol=1e-5, max_iter=200, random_state=0).fit(values)
         means, variances = mixture.means_[:, 0], mixture.covariances_[:, 0, 0]
         density = np.log(mixture.weights_) - 0.5 * ((values - means) ** 2 / variances + np.log(variances))
@@ -179,19 +181,26 @@ class BaselineLosses:
         terms = F.binary_cross_entropy_with_logits(logits, upsample(target, grid).detach(), reduction="none")
         return (terms * inside).sum() / (inside.sum() * cam.shape[1]).clamp(min=1)
 
-    def contrast(self, cam: Tensor, confidence: Tensor, category: Tensor, threshold: float, valid: Tensor) -> Tensor:
+    def vectors(self, cam: Tensor, labels: Tensor) -> Tensor:
+        """What csc compares: the CAM, or its probabilities behind a channel for the background (B, C + 1, h, w)."""
+        if self.config.loss.csc_vectors == "logits":
+            return cam
+        probability = labels[:, :, None, None] * cam.sigmoid()
+        return torch.cat([1 - probability.amax(1, keepdim=True), probability], 1)
+
+    def contrast(self, maps: Tensor, confidence: Tensor, category: Tensor, threshold: float, valid: Tensor) -> Tensor:
         """Eqs. 9, 10 with the (N, N) matrix of each image."""
         config = self.config.loss
         label = torch.where(confidence >= threshold, category, 0)
         chosen = (self.perplexity(confidence, threshold) <= config.csc_epsilon) & valid
-        total, count = cam.new_zeros((), dtype=torch.float32), 0
-        for image in range(len(cam)):
-            vectors = F.normalize(cam[image].float().flatten(1).T[chosen[image].flatten()], dim=1)
+        total, count = maps.new_zeros(()), 0
+        for image in range(len(maps)):
+            vectors = F.normalize(maps[image].flatten(1).T[chosen[image].flatten()], dim=1)
             labels = label[image][chosen[image]]
             count += len(labels)
             score = vectors @ vectors.T / config.csc_temperature
             equal = labels[:, None] == labels[None]
-            positive = equal & ~torch.eye(len(labels), dtype=torch.bool, device=cam.device)
+            positive = equal & ~torch.eye(len(labels), dtype=torch.bool, device=maps.device)
             if equal.all() or not positive.any():
                 continue
             negatives = score.masked_fill(equal, -torch.inf).logsumexp(1, keepdim=True)
@@ -262,8 +271,8 @@ class Baseline:
         self.optimizer.step()
         momentum = self.config.teacher.momentum
         with torch.no_grad():
-            for own, online in zip(self.an.parameters(), self.on.parameters(), strict=True):
-                own.data = momentum * own.data + (1 - momentum) * online.data
+            for mean, parameter in zip(self.an.parameters(), self.on.parameters(), strict=True):
+                mean.data = momentum * mean.data + (1 - momentum) * parameter.data
         self.iteration += 1
         return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 

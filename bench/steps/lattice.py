@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -17,6 +16,8 @@ Integers = NDArray[np.int64]
 
 def lattice_filter(values: Floats, features: Floats) -> Floats:
     """Σ_j exp(−½|f_i − f_j|²)·v_j, about: values (N, K), features (N, d) → (N, K)."""
+    from scipy import sparse  # as in baseline.py: a step without energy does without
+
     corners, weights = _enclosing_simplex(features)
     keys, steps = _packed(corners)
     points, place = np.unique(keys, return_inverse=True)

@@ -42,14 +42,15 @@ class NetworkOutputs:
 
     @property
     def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
         return [self.cam, self.seg]
 
-    def learning(self) -> Outputs:
+    def on(self) -> Outputs:
         """ON's outputs."""
         return Outputs(self.logits, self.cam, self.seg, self.logits, self.cam_aux)
 
-    def assigning(self) -> list[Outputs]:
-        """AN's outputs, one per scale, those of the mirrored images behind."""
+    def an(self) -> list[Outputs]:
+        """AN's outputs, one per scale; rows of images first, then those of their mirror images."""
         scales = zip(self.cams, self.segs, self.cams_aux, strict=True)
         return [Outputs(self.logits, cam, seg, self.logits, aux) for cam, seg, aux in scales]
 
@@ -60,7 +61,7 @@ class NetworkOutputs:
         def half(output: Outputs, rows: slice) -> Outputs:
             return output._replace(cam=output.cam[rows], seg=output.segmentation()[rows], cam_aux=output.cam_aux[rows])
 
-        return [(half(each, slice(count)), half(each, slice(count, None))) for each in self.assigning()]
+        return [(half(each, slice(count)), half(each, slice(count, None))) for each in self.an()]
 
 
 def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Callable[[], list[Tensor]]:
@@ -70,24 +71,24 @@ def fused_losses(config: Config, batch: Batch, *, compiled: bool = False) -> Cal
     thresholds = build_thresholds(config.threshold, batch.weak.device, config.run.backend)
 
     def loss() -> Tensor:
-        assignment = assign(network.assigning(), batch.labels, batch.valid, PATCH, config.run.backend)
+        assignment = assign(network.an(), batch.labels, batch.valid, PATCH, config.run.backend)
         for threshold, confidence, category in zip(
             thresholds, assignment.grid_confidence, assignment.grid_category, strict=True
         ):
             threshold.update(confidence, assignment.grid_valid & (category > 0))
         xi = (thresholds[0].value, thresholds[1].value)
-        return objective.total(objective.cotraining(network.learning(), assignment, batch, xi, 0))
+        return objective.total(objective.cotraining(network.on(), assignment, batch, xi, 0))
 
     return partial(_gradients, torch.compile(loss) if compiled else loss, network)
 
 
 def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
-    """The same with bench/steps/baseline.py."""
+    """The same as it is usually written (baseline.py)."""
     network, losses = NetworkOutputs(config, batch), BaselineLosses(config)
     pairs = network.pairs()
 
     def loss() -> Tensor:
-        terms = losses.cotraining(network.learning(), pairs, batch)
+        terms = losses.cotraining(network.on(), pairs, batch)
         return torch.stack([getattr(config.loss, name) * term for name, term in terms.items()]).sum()
 
     return partial(_gradients, loss, network)
@@ -95,22 +96,3 @@ def baseline_losses(config: Config, batch: Batch) -> Callable[[], list[Tensor]]:
 
 def _gradients(loss: Callable[[], Tensor], network: NetworkOutputs) -> list[Tensor]:
     return list(torch.autograd.grad(loss(), network.leaves))
-
-
-def extra_memory(path: Callable[[], list[Tensor]], device: torch.device) -> int:
-    """Largest number of bytes held at once beyond what was held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        path()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        path()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak

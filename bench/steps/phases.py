@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from bench.timing import wait_for
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine.base import PHASES
@@ -31,8 +32,7 @@ class _Watch:
         self.seconds[name] += self._now() - start
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
         return time.perf_counter()
 
 

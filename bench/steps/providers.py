@@ -1,5 +1,5 @@
-"""What bench/throughput.py times: the method as it is usually written, ours, and ours with one optimisation off; and
-the batches that they are fed."""
+"""The steps that are compared: the method as it is usually written, ours, and ours with one optimisation off; and the
+batches that they are fed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bench.operators.scene import COCO, DEMO, VOC
 from bench.steps.baseline import Baseline, BaselineLosses
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
@@ -32,7 +33,12 @@ ABLATIONS = {
     **ON_CPU,
     "ours, varlen attention": ["teacher.attention=varlen"],
 }
-CLASSES = {"voc": 20, "coco": 80, "synthetic": 5}
+BACKBONES = {
+    "ViT-S/16": "vit_small_patch16_224",
+    "ViT-B/16": "vit_base_patch16_224",
+    "ViT-L/16": "vit_large_patch16_224",
+}
+CLASSES = {"voc": VOC, "coco": COCO, "synthetic": DEMO}
 
 Step = Callable[[Batch], Any]
 
@@ -50,7 +56,7 @@ def class_count(config: Config, given: int | None) -> int:
 
 def changed(config: Config, overrides: list[str]) -> Config:
     """The configuration with key=value overrides."""
-    return config_from_dict(config_to_dict(config), overrides, where="bench/throughput.py")
+    return config_from_dict(config_to_dict(config), overrides, where="bench")
 
 
 def providers(config: Config, num_classes: int, device: torch.device, chosen: str) -> dict[str, Callable[[], Step]]:

@@ -6,7 +6,6 @@ Without a data set: generated images. docs/data.md quotes the results.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +19,8 @@ import torch
 from nvidia.dali import pipeline_def
 from PIL import Image
 
+from bench.arguments import require_positive, result_file
+from cosa_fast.cli import run_cli
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.dali.feed import File
 from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
@@ -33,6 +34,8 @@ from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters, Box, draw
 from cosa_fast.data_pipeline.views.pixels import apply_colour as apply_colour_with_pil
 from cosa_fast.data_pipeline.views.pixels import weak_region
+from cosa_fast.errors import UserError
+from cosa_fast.files import write_json
 from cosa_fast.run import manifest
 
 CROP = 448
@@ -73,11 +76,15 @@ def distance(pairs: Pairs, border: int = 0) -> Row:
     differences = [np.abs(a.astype(np.int16) - b.astype(np.int16)) for a, b in pairs]
     inside = [d[border : d.shape[0] - border, border : d.shape[1] - border] for d in differences]
     values = np.concatenate([d.ravel() for d in differences])
+    return {**_spread(values), "max_inside": max(int(d.max(initial=0)) for d in inside)}
+
+
+def _spread(values: np.ndarray) -> Row:
+    """What both kinds of rows say of absolute differences."""
     return {
         "mean": round(float(values.mean()), 4),
         "max": int(values.max()),
         "above_1": round(float((values > 1).mean()), 6),
-        "max_inside": max(int(d.max(initial=0)) for d in inside),
     }
 
 
@@ -121,13 +128,7 @@ def chain(dataset: ImageDataset, config: AugmentConfig, images: int, device: tor
             values = (getattr(batch, name)[0].cpu() - getattr(reference, name)[0]).abs() * step
             differences.append(values[:, reference.valid[0]].round().numpy().ravel())
     for name, differences in found.items():
-        values = np.concatenate(differences)
-        yield {
-            "operation": f"whole chain, {name} view",
-            "mean": round(float(values.mean()), 4),
-            "max": int(values.max()),
-            "above_1": round(float((values > 1).mean()), 6),
-        }
+        yield {"operation": f"whole chain, {name} view", **_spread(np.concatenate(differences))}
 
 
 def measure(dataset: ImageDataset | None, images: int, device: torch.device) -> list[Row]:
@@ -138,26 +139,30 @@ def measure(dataset: ImageDataset | None, images: int, device: torch.device) -> 
     return [*rows(files, device), *chain(dataset, AugmentConfig(crop_size=CROP), 4 * images, device)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Compare and print a line for each row; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.views.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="*", help="FORMAT ROOT SPLIT")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=result_file)
+    asked = parser.parse_args(argv)
     if len(asked.data) not in (0, 3):
-        parser.error("give FORMAT ROOT SPLIT, or no data set")
+        raise UserError("give FORMAT ROOT SPLIT, or no data set")
+    require_positive(asked, "images")
     device = torch.device(asked.device)
-    dataset = open_dataset(*asked.data) if asked.data else None
-    found = measure(dataset, asked.images, device)
+    found = measure(open_dataset(*asked.data) if asked.data else None, asked.images, device)
     for row in found:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if asked.out:
+    if asked.out is not None:
         facts = manifest.describe(Config(), device)
         machine = {key: facts[key] for key in ("commit", "python", "packages", "machine", "device")}
-        data = {"set": Path(asked.data[1]).name, "split": asked.data[2], "images": asked.images} if dataset else None
+        data = {"set": Path(asked.data[1]).name, "split": asked.data[2], "images": asked.images} if asked.data else None
         result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **machine, "data": data, "rows": found}
-        asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(asked.out, result)
+    return 0
 
 
 @lru_cache(maxsize=32)
@@ -195,4 +200,4 @@ def _with_dali(
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_cli(main))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,13 +20,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bench.tables import failure
+from bench.timing import seconds_of
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig, image_index
 
 STAGES = {"decode": "decode only", "weak": "weak view", "both": "weak and strong view"}
-DECODED = 20  # batches decoded for one of views: processor time is counted in hundredths of a second
+DECODED = 20  # times as many batches where nothing but decoding is done: CPU time comes in hundredths of a second
 WARM_UP = 2  # batches per worker or thread before the clock starts: the queues must be as empty as they will stay
 
 
@@ -58,12 +59,10 @@ class Provider:
         dataset = open_dataset("voc", self.root, "train", pack=self.pack)
         config = replace(self.augment, strong=self.stage == "both")
         common = (dataset, config, self.batch_size, self.seed)
+        if self.pipeline == "torch" and self.stage == "decode":
+            return _decoded_by_pil(dataset, self)
         if self.pipeline == "torch":
-            return (
-                _decoded_by_pil(dataset, self)
-                if self.stage == "decode"
-                else iter(TorchPipeline(*common, workers=self.count))
-            )
+            return iter(TorchPipeline(*common, workers=self.count))
         from bench.views.dali import decoding_stream
         from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
 
@@ -132,30 +131,25 @@ def _serve(connection: Connection, provider: Provider, batches: int) -> None:
         try:
             connection.send(measure(provider, batches))
         except Exception as error:  # the others are still worth measuring
-            connection.send(f"{type(error).__name__}: {error}".split("\n")[0])
+            connection.send(failure(error))
 
 
 def measure(provider: Provider, batches: int) -> Window:
-    """Time `batches` batches (DECODED times as many where nothing but decoding is done) of a stream that has just been
-    started and warmed up.
-    """
+    """Time `batches` batches (DECODED times as many of decoding alone) of a stream just started and warmed up."""
     batches *= DECODED if provider.stage == "decode" else 1
     with closing(provider.stream()) as stream:  # type: ignore[type-var]
-        take = partial(_take, stream, provider.device)
+        take = partial(_take, stream)
         take(1 + WARM_UP * provider.count)
         processes = [os.getpid(), *_children()]
-        cpu, start = _cpu_seconds(processes), time.perf_counter()
-        take(batches)
-        seconds = time.perf_counter() - start
+        cpu = _cpu_seconds(processes)
+        seconds = seconds_of(partial(take, batches), provider.device)
         used = _cpu_seconds(processes) - cpu
         return Window(batches * provider.batch_size, seconds, used, sum(map(_peak_bytes, processes)))
 
 
-def _take(stream: Iterator[Any], device: torch.device, count: int) -> None:
+def _take(stream: Iterator[Any], count: int) -> None:
     for _ in islice(stream, count):
         pass
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 class _Decoded(Dataset[tuple[int, int]]):

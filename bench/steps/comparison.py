@@ -1,5 +1,5 @@
-"""The clock of bench/throughput.py: windows of steps with what they waited for data, peak memory and failures; and the
-rate of the machine's matrix products."""
+"""Steps timed side by side, in windows, with what they waited for data, peak memory and failures; and the rate of the
+machine's matrix products."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from bench.operators.timing import CudaClock, HostClock, time_run
 from bench.steps.providers import Feed, Step
-from bench.tables import quantiles
+from bench.tables import failure
+from bench.timing import CudaClock, HostClock, quantiles, seconds_of, time_run
 
 SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024, 2048)}
-OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "left out: --budget was spent"
 
 
 @dataclass
-class Timing:
+class Windows:
     """Milliseconds of one step, and of them what it waited for its batch: one entry per window."""
 
     milliseconds: list[float] = field(default_factory=list)
@@ -59,10 +58,10 @@ class Plan:
     deadline: float
 
 
-def compare(makers: dict[str, Callable[[], Step]], feeds: Callable[[], Feed], plan: Plan) -> dict[str, Timing]:
+def compare(makers: dict[str, Callable[[], Step]], feeds: Callable[[], Feed], plan: Plan) -> dict[str, Windows]:
     """Time the step of every maker, each on a feed of its own, after a few steps to warm up. One that fails is recorded
     as such, and the others go on."""
-    timings = {name: Timing() for name in makers}
+    timings = {name: Windows() for name in makers}
     for group in [list(makers)] if plan.turns else [[name] for name in makers]:
         _compare_group({name: makers[name] for name in group}, feeds, plan, timings)
         release(plan.device)
@@ -70,7 +69,7 @@ def compare(makers: dict[str, Callable[[], Step]], feeds: Callable[[], Feed], pl
 
 
 def _compare_group(
-    makers: dict[str, Callable[[], Step]], feeds: Callable[[], Feed], plan: Plan, timings: dict[str, Timing]
+    makers: dict[str, Callable[[], Step]], feeds: Callable[[], Feed], plan: Plan, timings: dict[str, Windows]
 ) -> None:
     alive: dict[str, tuple[Step, Feed]] = {}
     for name, make in makers.items():
@@ -85,15 +84,13 @@ def _compare_group(
                 del alive[name]
 
 
-def attempt(timing: Timing, action: Callable[..., Any], *arguments: Any) -> Any:
+def attempt(timing: Windows, action: Callable[..., Any], *arguments: Any) -> Any:
     """What the action returns; None where it fails, with the reason in `timing`."""
     try:
         return action(*arguments)
     except Exception as error:  # compilers and drivers raise all sorts, and the other providers are worth measuring
-        first = (str(error) or type(error).__name__).split("\n")[0]
-        out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        timing.error = OUT_OF_MEMORY if out else first
-    return None
+        timing.error = failure(error)
+        return None
 
 
 def release(device: torch.device) -> None:
@@ -105,7 +102,7 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _start(make: Callable[[], Step], feeds: Callable[[], Feed], timing: Timing, plan: Plan) -> tuple[Step, Feed]:
+def _start(make: Callable[[], Step], feeds: Callable[[], Feed], timing: Windows, plan: Plan) -> tuple[Step, Feed]:
     on_gpu = plan.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -116,7 +113,7 @@ def _start(make: Callable[[], Step], feeds: Callable[[], Feed], timing: Timing, 
     return step, feed
 
 
-def _add_window(timing: Timing, step: Step, feed: Feed, plan: Plan) -> None:
+def _add_window(timing: Windows, step: Step, feed: Feed, plan: Plan) -> None:
     before = feed.waited
     milliseconds = window(step, feed, plan.device, plan.per_window)
     timing.milliseconds.append(milliseconds / plan.per_window)
@@ -124,15 +121,13 @@ def _add_window(timing: Timing, step: Step, feed: Feed, plan: Plan) -> None:
 
 
 def window(step: Step, feed: Feed, device: torch.device, count: int) -> float:
-    """Milliseconds of `count` steps, the device waited for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(count):
-        step(feed.next())
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+    """Milliseconds of `count` steps."""
+
+    def steps() -> None:
+        for _ in range(count):
+            step(feed.next())
+
+    return 1000 * seconds_of(steps, device)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, sides: tuple[int, ...] | None = None) -> dict[str, Any]:

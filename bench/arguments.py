@@ -1,0 +1,33 @@
+"""What the doors' command lines share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosa_fast.errors import UserError
+
+
+def result_file(name: str) -> Path:
+    """The place of --out, with its folder made: nothing is measured that could then not be written. UserError."""
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: no folder can be made there ({error.strerror}); choose another place") from None
+    return path
+
+
+def require_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """UserError if one of these options, or an entry of one that is a list, is given and less than 1."""
+    for name in names:
+        value = getattr(arguments, name)
+        for entry in value if isinstance(value, Sequence) else [value]:
+            if entry is not None and entry < 1:
+                raise UserError(f"--{name.replace('_', '-')} {entry}: must be at least 1")
+
+
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(configurations, key=value overrides) of a command line that takes both in any order."""
+    return [item for item in settings if "=" not in item], [item for item in settings if "=" in item]

@@ -1,0 +1,35 @@
+"""What a finished run left in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from cosa_fast.files import read_json, read_lines, read_text
+from cosa_fast.run.folder import RunFolder
+
+
+class FinishedRun(NamedTuple):
+    """Its log's records of training and of evaluations, in their order, its manifest and its configuration."""
+
+    training: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+
+
+def read_run(path: Path) -> FinishedRun:
+    """UserError for a file that is missing."""
+    folder = RunFolder(path)
+    records = read_records(folder.log)
+    training = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"].startswith("eval_")]
+    return FinishedRun(training, evaluations, read_json(folder.manifest), yaml.safe_load(read_text(folder.config)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """A file with a line of JSON for each record. UserError where it is missing."""
+    return [json.loads(line) for line in read_lines(path)]
