@@ -10,17 +10,20 @@ PYTHON=${PYTHON:-python}
 OUT=$(realpath -m "${1:-bench/results/gpu}")
 export HF_HUB_OFFLINE=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
-missing=$("$PYTHON" -c 'import sys; from importlib.util import find_spec as found
-print(*(name for name in sys.argv[1:] if found(name) is None))' torch triton numpy timm) || missing="to be a Python"
-[ -z "$missing" ] || { echo "error: $PYTHON lacks: $missing; bench/gpu_check.sh needs that" >&2; exit 2; }
-"$PYTHON" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || {
-    echo "error: torch sees no CUDA device; bench/gpu_check.sh needs one" >&2
+absent() { # absent MODULE...: those that PYTHON cannot import
+    "$PYTHON" -c 'import sys; from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if find_spec(name) is None))' "$@"
+}
+refuse() {
+    echo "error: $1; bench/gpu_check.sh needs $2" >&2
     exit 2
 }
-"$PYTHON" -c 'import sys; from importlib.util import find_spec as found
-missing = [use for use in sys.argv[1:] if found(use.split()[0]) is None]
-print("not installed:", ", ".join(missing) or "nothing that a part needs")' \
-    "pytest (tests)" "hypothesis (tests)" "sklearn (baseline)" "tensorboard (training)" "matplotlib (charts)"
+missing=$(absent torch triton numpy timm 2>/dev/null) || refuse "$PYTHON does not run" "a Python, PYTHON=..."
+[ -z "$missing" ] || refuse "$PYTHON has no $missing" "them"
+"$PYTHON" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || refuse "torch sees no CUDA device" "one"
+# pytest and hypothesis: the tests; sklearn: the usual method; tensorboard: the training; matplotlib: charts.
+missing=$(absent pytest hypothesis sklearn tensorboard matplotlib)
+echo "not installed: ${missing:-nothing that a part needs}"
 
 part() { # part NAME SECONDS COMMAND...: run under a limit, remember status and duration
     local name=$1 limit=$2 start=$SECONDS
@@ -39,7 +42,8 @@ gpu_tests() {
     local files
     mapfile -t files < <(find tests -name 'test_*.py' -print0 | xargs -0 grep -lE 'mark\.gpu|kernel_device' | sort)
     printf '%s\n' "${files[@]}" | xargs -P 8 -I{} bash -c \
-        'log=$1/$(basename {} .py); timeout 140 "$2" -m pytest -m gpu -q {} --junitxml="$log.xml" >"$log.log" 2>&1' _ "$1" "$2"
+        'name={}; name=${name#tests/}; name=${name%.py}; log=$1/${name//\//.}
+        timeout 140 "$2" -m pytest -m gpu -q {} --junitxml="$log.xml" >"$log.log" 2>&1' _ "$1" "$2"
 }
 export -f gpu_tests
 mkdir -p "$OUT/tests"
@@ -55,7 +59,7 @@ steps ablations 75 --batch-sizes 16 --steps 4 --providers ablations --budget 50
 steps losses 30 --losses-only --batch-sizes 16 --budget 20
 part training 50 "$PYTHON" -m cosa_fast.demo run.device=cuda run.name=gpu_check run.output="$OUT/runs"
 cp "$OUT/runs/gpu_check/results.json" "$OUT/training.json" 2>/dev/null
-if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+if [ -z "$(absent nvidia.dali 2>&1)" ]; then
     part data 30 "$PYTHON" bench/data.py demo.yaml --windows 2 --batches 10 --workers 4 --out "$OUT/data.json"
 fi
 "$PYTHON" -m bench.runs.summarise "$OUT" "$OUT/summary.json"

@@ -1,9 +1,10 @@
 """The operators of CoSA. METHOD's equation numbers are those of arXiv 2402.17891.
 
-Every function takes `backend`: "auto" and "reference" run plain PyTorch on any device. Inputs may have any float dtype,
-any strides; half types are computed in float32 and give float32 results, float64 is kept, so that derivatives can be
-checked. B images, C foreground classes, K = C + 1 channels with background at index 0, ignore index 255.
-Bad arguments raise a ValueError that names the argument; values inside tensors are never read back.
+Every function takes `backend`: "auto" runs Triton kernels on CUDA tensors and the definitions elsewhere, "reference"
+always the definitions, "triton" always the kernels (on CPU tensors under TRITON_INTERPRET=1). Inputs may have any float
+dtype and any strides; half types are computed in float32 and give float32 results, float64 is kept, so that derivatives
+can be checked. B images, C foreground classes, K = C + 1 channels with background at index 0, ignore index 255.
+Bad arguments raise a ValueError that names the argument; values inside tensors are not checked.
 
 fuse_cams, perplexity, raw_cross_entropy, seg_to_cam_loss, contrastive_separation, histogram, fit_mixture, adamw_ema,
 bilateral_filter, dense_energy: one operator each

@@ -6,10 +6,9 @@ With gradient g, t = steps done including this one, η = lr·lr_multiplier, λ =
     Θ' ← Θ' + (1 − momentum)(Θ − Θ').
 No backward. Five (n,) float32 buffers are read and four written, once each: 20 + 16 bytes per element, 2 fewer with
 16-bit gradients, 2 more per bfloat16 copy; arithmetic is nothing beside that. So: one program per block of elements,
-vector loads where the buffers start at multiples of 16 bytes. Multiplier and decay of an element come from a table of
-at most 64 groups: the program counts the groups that end before its block, and compares its elements only with the ends
-inside the block, usually none. `step` is counted up by a launch before: every program reads the same t. With `enabled`
-False nothing is read, written or counted.
+vector loads where the buffers start at multiples of 16 bytes. Multiplier and decay are one number each, or one per
+element, which costs 4 bytes more. `step` is counted up by a launch before: every program reads the same t. With
+`enabled` False nothing is read, written or counted.
 """
 
 from __future__ import annotations
@@ -20,36 +19,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch.runtime import architecture, ceil_div, launch, tl, triton_jit, use_triton
-from .launch.table import configuration
+from .launch.runtime import ceil_div, configure, launch, tl, triton_jit, use_triton
 from .validation import TensorChecks, check_number, fail
 
-MAX_GROUPS = 64
-SCALAR, GROUP, ELEMENT = 0, 1, 2  # what a multiplier or a decay belongs to
-
 
 @triton_jit
-def _group(offset, start, ends_ptr, groups, ends_stride, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
-    """Index of the group of each element: how many groups end at or before it."""
-    index = tl.arange(0, GROUPS)
-    ends = tl.load(ends_ptr + index * ends_stride, mask=index < groups - 1, other=2**62)
-    first = tl.sum((ends <= start).to(tl.int32), axis=0)
-    last = tl.sum((ends <= start + (BLOCK - 1)).to(tl.int32), axis=0)
-    group = tl.zeros((BLOCK,), tl.int32) + first
-    for boundary in range(first, last):
-        group += (offset >= tl.load(ends_ptr + boundary * ends_stride)).to(tl.int32)
-    return group
-
-
-@triton_jit
-def _option(pointer, offset, group, stride, inside, MODE: tl.constexpr):
-    """A multiplier or decay: of all elements, of their groups, or of each element."""
-    if MODE == 0:
-        value = tl.load(pointer)
-    elif MODE == 1:
-        value = tl.load(pointer + group * stride)
-    else:
-        value = tl.load(pointer + offset * stride, mask=inside, other=0.0)
+def _option(pointer, offset, stride, inside, PER_ELEMENT: tl.constexpr):
+    """A multiplier or decay: one number, or that of each element."""
+    value = tl.load(pointer + offset * stride, mask=inside, other=0.0) if PER_ELEMENT else tl.load(pointer)
     return value.to(tl.float32)
 
 
@@ -71,27 +48,23 @@ def _adamw_ema_kernel(
     ema_bf16_ptr,  # (n,) bfloat16, written: copy of Θ'; None: not wanted
     step_ptr,  # () integer: t, this step included
     lr_ptr,  # () any float
-    multiplier_ptr,  # (), (groups,) or (n,) any float, by MULTIPLIER
-    decay_ptr,  # (), (groups,) or (n,) any float, by DECAY
+    multiplier_ptr,  # () any float, or (n,) with MULTIPLIERS
+    decay_ptr,  # () any float, or (n,) with DECAYS
     momentum_ptr,  # () any float
     enabled_ptr,  # () bool: whether anything happens; None: it does
-    ends_ptr,  # (groups,) int64, ascending: where the groups end; None: no groups
     size,
-    groups,
     parameters_stride, gradients_stride, exp_avg_stride, exp_avg_sq_stride, ema_stride,
-    parameters_bf16_stride, ema_bf16_stride, multiplier_stride, decay_stride, ends_stride,
+    parameters_bf16_stride, ema_bf16_stride, multiplier_stride, decay_stride,
     eps,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     LOG_BETA1: tl.constexpr,
     LOG_BETA2: tl.constexpr,
-    MULTIPLIER: tl.constexpr,
-    DECAY: tl.constexpr,
-    GROUPS: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    DECAYS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    offset = start + tl.arange(0, BLOCK)
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < size
     if enabled_ptr is not None:
         inside &= tl.load(enabled_ptr) != 0  # what is masked out moves no bytes
@@ -101,12 +74,9 @@ def _adamw_ema_kernel(
     parameter = tl.load(parameters_ptr + offset * parameters_stride, mask=inside, other=0.0).to(tl.float32)
     ema = tl.load(ema_ptr + offset * ema_stride, mask=inside, other=0.0).to(tl.float32)
 
-    group = tl.zeros((BLOCK,), tl.int32)
-    if GROUPS > 0:
-        group = _group(offset, start, ends_ptr, groups, ends_stride, BLOCK, GROUPS)
     lr = tl.load(lr_ptr).to(tl.float32)
-    rate = lr * _option(multiplier_ptr, offset, group, multiplier_stride, inside, MULTIPLIER)
-    decay = _option(decay_ptr, offset, group, decay_stride, inside, DECAY)
+    rate = lr * _option(multiplier_ptr, offset, multiplier_stride, inside, MULTIPLIERS)
+    decay = _option(decay_ptr, offset, decay_stride, inside, DECAYS)
     steps = tl.load(step_ptr)
     # 1 − 0.9994 taken in float32 would be off by 5e-5 of itself.
     follow = (1.0 - tl.load(momentum_ptr).to(tl.float64)).to(tl.float32)
@@ -129,7 +99,7 @@ def _adamw_ema_kernel(
         tl.store(ema_bf16_ptr + offset * ema_bf16_stride, ema.to(tl.bfloat16), mask=inside)
 
 
-def _run(
+def _update(
     parameters: Tensor,
     gradients: Tensor,
     exp_avg: Tensor,
@@ -140,7 +110,6 @@ def _run(
     multiplier: Tensor,
     decay: Tensor,
     momentum: Tensor,
-    segments: Tensor | None,
     parameters_bf16: Tensor | None,
     ema_bf16: Tensor | None,
     enabled: Tensor | None,
@@ -159,41 +128,31 @@ def _run(
         "ema_bf16": ema_bf16,
         "multiplier": multiplier,
         "decay": decay,
-        "ends": segments,
     }
-    groups = 0 if segments is None else len(segments)
-    device = parameters.device
-    # Not run_best: its trials would count as steps.
-    chosen = configuration("adamw_ema", len(parameters), architecture(device))
+    chosen = configure("adamw_ema", len(parameters), parameters.device)
     launch(
         _adamw_ema_kernel,
         (ceil_div(len(parameters), chosen.blocks["BLOCK"]),),
         chosen,
         **{f"{name}_ptr": buffer for name, buffer in buffers.items()},
-        **{f"{name}_stride": 0 if buffer is None else _stride(buffer) for name, buffer in buffers.items()},
+        **{f"{name}_stride": _stride(buffer) for name, buffer in buffers.items()},
         step_ptr=step,
         lr_ptr=lr,
         momentum_ptr=momentum,
         enabled_ptr=enabled,
         size=len(parameters),
-        groups=groups,
         eps=eps,
         BETA1=beta1,
         BETA2=beta2,
         LOG_BETA1=_logarithm(beta1),
         LOG_BETA2=_logarithm(beta2),
-        MULTIPLIER=_mode(multiplier, groups),
-        DECAY=_mode(decay, groups),
-        GROUPS=2 ** (groups - 1).bit_length() if groups else 0,
+        MULTIPLIERS=multiplier.ndim == 1,
+        DECAYS=decay.ndim == 1,
     )
 
 
-def _stride(buffer: Tensor) -> int:
-    return buffer.stride(0) if buffer.ndim else 0
-
-
-def _mode(option: Tensor, groups: int) -> int:
-    return SCALAR if option.ndim == 0 else GROUP if groups else ELEMENT
+def _stride(buffer: Tensor | None) -> int:
+    return buffer.stride(0) if buffer is not None and buffer.ndim else 0
 
 
 def _logarithm(beta: float) -> float:
@@ -205,56 +164,12 @@ def _number_on(device: torch.device, value: float | Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float64, device=device)
 
 
-@torch.library.custom_op(
+_operator = torch.library.custom_op(
     "cosa_fast::adamw_ema_",
+    _update,
     mutates_args=("parameters", "exp_avg", "exp_avg_sq", "ema", "step", "parameters_bf16", "ema_bf16"),
 )
-def _update(
-    parameters: Tensor,
-    gradients: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    ema: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    multiplier: Tensor,
-    decay: Tensor,
-    momentum: Tensor,
-    segments: Tensor | None,
-    parameters_bf16: Tensor | None,
-    ema_bf16: Tensor | None,
-    enabled: Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    _run(
-        parameters, gradients, exp_avg, exp_avg_sq, ema, step, lr, multiplier, decay, momentum, segments,
-        parameters_bf16, ema_bf16, enabled, beta1, beta2, eps,
-    )  # fmt: skip
-
-
-@_update.register_fake
-def _(
-    parameters: Tensor,
-    gradients: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    ema: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    multiplier: Tensor,
-    decay: Tensor,
-    momentum: Tensor,
-    segments: Tensor | None,
-    parameters_bf16: Tensor | None,
-    ema_bf16: Tensor | None,
-    enabled: Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    return None
+_operator.register_fake(lambda *_: None)
 
 
 @torch.no_grad()
@@ -272,7 +187,6 @@ def adamw_ema_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum: float | Tensor,
-    segments: Tensor | None = None,
     parameters_bf16: Tensor | None = None,
     ema_bf16: Tensor | None = None,
     enabled: Tensor | None = None,
@@ -285,16 +199,14 @@ def adamw_ema_(
         gradients: (n,) of any float dtype, not changed.
         step: () integer tensor of the steps done so far; counted up inside.
         lr: learning rate; float or 0-d tensor. The rate of an element is lr·lr_multiplier.
-        lr_multiplier, weight_decay: float, 0-d tensor or (n,) tensor; with `segments` (G,) instead of (n,).
+        lr_multiplier, weight_decay: float, 0-d tensor, or (n,) tensor with a value for each element.
         betas, eps: as in AdamW.
         momentum: m in [0, 1]; float or 0-d tensor (in float64, 1 − m keeps its digits).
-        segments: (G,) int64, G ≤ 64: where G groups of elements end in the buffers, ascending, the last at n. Group g
-            is the elements from segments[g − 1] (0 for the first) to segments[g] − 1.
         parameters_bf16, ema_bf16: (n,) bfloat16 copies of the results, written where given.
         enabled: () bool tensor; where it holds False nothing is updated, written or counted, whatever the gradients.
 
     Raises:
-        ValueError: wrong shape, dtype or device; a parameter out of its range; more than 64 groups.
+        ValueError: wrong shape, dtype or device; a parameter out of its range.
     """
     checks = TensorChecks()
     for name, buffer in {"parameters": parameters, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}.items():
@@ -303,17 +215,14 @@ def adamw_ema_(
     checks.check("step", step, "", "integer")
     checks.check_optional("parameters_bf16", parameters_bf16, "n", "bfloat16")
     checks.check_optional("ema_bf16", ema_bf16, "n", "bfloat16")
-    checks.check_optional("segments", segments, "G", "int64")
     checks.check_optional("enabled", enabled, "", "bool")
-    if segments is not None and len(segments) > MAX_GROUPS:
-        raise fail("segments", f"{len(segments)} groups", f"at most {MAX_GROUPS}")
     for name, value in {"lr": lr, "lr_multiplier": lr_multiplier, "weight_decay": weight_decay}.items():
         if not isinstance(value, Tensor):
             check_number(name, value, 0)
         elif value.ndim == 0 or name == "lr":
             checks.check(name, value, "")
         else:
-            checks.check(name, value, "n" if segments is None else "G")
+            checks.check(name, value, "n")
     if isinstance(momentum, Tensor):
         checks.check("momentum", momentum, "")
     else:
@@ -323,28 +232,11 @@ def adamw_ema_(
     for beta in betas:
         check_number("betas", beta, 0, 1, open_high=True)
     check_number("eps", eps, 0)
+    buffers = (parameters, gradients, exp_avg, exp_avg_sq, ema, step)
+    optional = (parameters_bf16, ema_bf16, enabled)
+    constants = (float(betas[0]), float(betas[1]), float(eps))
     if use_triton(backend, parameters):
         numbers = (_number_on(parameters.device, value) for value in (lr, lr_multiplier, weight_decay, momentum))
-        _update(
-            parameters, gradients, exp_avg, exp_avg_sq, ema, step, *numbers, segments, parameters_bf16, ema_bf16,
-            enabled, float(betas[0]), float(betas[1]), float(eps),
-        )  # fmt: skip
-        return
-    reference.adamw_ema_(
-        parameters,
-        gradients,
-        exp_avg,
-        exp_avg_sq,
-        ema,
-        step,
-        lr,
-        lr_multiplier=lr_multiplier,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        momentum=momentum,
-        segments=segments,
-        parameters_bf16=parameters_bf16,
-        ema_bf16=ema_bf16,
-        enabled=enabled,
-    )
+        _operator(*buffers, *numbers, *optional, *constants)
+    else:
+        reference.adamw_ema_(*buffers, lr, lr_multiplier, weight_decay, momentum, *optional, *constants)

@@ -6,8 +6,8 @@ Nothing of size N×N (N = h·w) is stored; the inputs, 4·K·N + 3·N bytes of a
 pair of pixels, B·N² of them: 8 operations for the distance, one exponential, and 96 products on tensor cores per 32
 channels. So a program keeps 64 pixels i (features and sums in registers) and goes over tiles of 32 pixels j of one
 image row: positions come from indices, the vertical distance is one number per pixel i and turn, and rows out of reach
-are left out. Distances are squared differences: exact for equal colours, where |a|² + |b|² − 2ab loses what |f|² has
-over them. Tensor cores take each factor in two parts of 11 bits: as exact as float32 (`_product`). 64×32 is the largest
+are left out. Distances are squared differences, exact for equal colours; |a|² + |b|² − 2a·b would be as inexact as |a|²
+is large. Tensor cores take each factor in two parts of 11 bits: as exact as float32 (`_product`). 64×32 is the largest
 tile without spills on sm_90 and leaves room for three programs on a multiprocessor, which hide each other's loads.
 
 `run_filter` also serves dense_energy: with a gate it stores A(V)·gate/B and each program's part of −Σ V·A(V)·gate/B.
@@ -49,9 +49,9 @@ def _further(exponent, of_i, of_j):
 
 @triton_jit
 def _product(weights, values, SPLIT: tl.constexpr):
-    """weights @ values in float32; SPLIT: by tensor cores that read the upper 11 bits of a mantissa.
+    """weights @ values in float32; SPLIT: by tensor cores, which read the upper 11 bits of a mantissa.
 
-    A sum of its own per tile, as tensor cores cut off what they add to a large one.
+    Each tile has a sum of its own: tensor cores cut off the digits of a small number that they add to a large sum.
     """
     if SPLIT:
         weights_high = (weights.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
@@ -139,8 +139,8 @@ def run_filter(
     sigma_xy: float,
     sigma_rgb: float,
 ) -> Tensor:
-    """A(V) into `out` (B, K, h, w), which is returned. With a gate A(V)·gate/B, and what is returned are the parts of
-    −Σ V·A(V)·gate/B."""
+    """Writes A(V) to `out` (B, K, h, w) and returns it. With a gate, writes A(V)·gate/B and returns the programs' parts
+    of −Σ V·A(V)·gate/B."""
     batch, channels, height, width = values.shape
     scale = math.sqrt(0.5 / math.log(2))  # exp(−½·d²) = 2^−(scale·d)²
     chosen = configure("bilateral_filter", channels, values.device)

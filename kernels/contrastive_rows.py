@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import reference
 from .launch.runtime import ceil_div, configure, launch, strides, tl, triton_jit
-from .perplexity import distance, keep_inside
+from .perplexity import cut_off, distance, keep_inside
 
 CHANNELS = {False: 32, True: 16}  # of a tile of pixels, by PROBABILITY: with the labels beside it, 32 would spill
 
@@ -53,7 +53,7 @@ def _selection(
     at = b * confidence_stride0 + y * confidence_stride1 + x * confidence_stride2
     confidence = tl.load(confidence_ptr + at, mask=inside, other=0.0).to(tl.float32)
     threshold = keep_inside(tl.load(threshold_ptr).to(tl.float32))
-    d = tl.minimum(tl.maximum(distance(confidence, threshold), 1e-4), 1.0)
+    d = cut_off(distance(confidence, threshold))
     selected = inside & (category >= 0) & (category <= classes) & (-tl.log(alpha * d) <= limit)
     if HAS_VALID:
         at = b * valid_stride0 + y * valid_stride1 + x * valid_stride2

@@ -199,9 +199,9 @@ def _fuse_kernel(
         )  # fmt: skip
         # The compiler may round differently in the two kernels: kept between the extremes, ν stays in [0, 1].
         fused = tl.minimum(tl.maximum(fused, low), high)
-        score = _quotient(fused - low, spread, inverse)
-        better = (score > best) | (score != score)
-        best = tl.where(better, score, best)
+        normalised = _quotient(fused - low, spread, inverse)
+        better = (normalised > best) | (normalised != normalised)  # NaN is never hidden
+        best = tl.where(better, normalised, best)
         best_category = tl.where(better, category + 1, best_category)
     counted = valid & (count > 0)
     at = (image * out_height + rows[:, None]) * out_width + columns[None, :]

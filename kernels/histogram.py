@@ -2,8 +2,8 @@
 
 Confidences (any shape) → (bins,) float32. It moves 4 + 1 bytes per float32 confidence with its mask and 4 per bin. A
 fixed number of programs walks over the elements and counts BINS bins at a time on the chip, so that no atomic leaves
-it; a second kernel adds the programs' counts. Integer sums: the result does not depend on any order. Numbers of
-confidences differ from step to step only through the mask, so the grid is that of the shapes and nothing is read back.
+it; a second kernel adds the programs' counts. Integer sums: the result does not depend on any order. The grid follows
+from the shapes, not from what the mask leaves: nothing is read back.
 """
 
 from __future__ import annotations

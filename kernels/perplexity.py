@@ -17,12 +17,14 @@ from .launch.runtime import ceil_div, configure, four_axes, launch, scalar_on, s
 from .validation import check_perplexity, check_threshold, fail
 
 LOG2E: Any = tl.constexpr(1.4426950408889634)
+FLOOR: Any = tl.constexpr(reference.DISTANCE_FLOOR)
+MARGIN: Any = tl.constexpr(reference.THRESHOLD_MARGIN)
 
 
 @triton_jit
 def keep_inside(threshold):
     """ξ of a tensor, whose value nobody checked, kept strictly inside (0, 1)."""
-    return tl.minimum(tl.maximum(threshold, 1e-6), 1.0 - 1e-6)
+    return tl.minimum(tl.maximum(threshold, MARGIN), 1.0 - MARGIN)
 
 
 @triton_jit
@@ -34,16 +36,23 @@ def distance(confidence, threshold):
 
 
 @triton_jit
+def cut_off(d):
+    """d kept in [1e-4, 1], so that its logarithm is finite."""
+    return tl.minimum(tl.maximum(d, FLOOR), 1.0)
+
+
+@triton_jit
 def reliability(confidence, foreground, threshold, alpha, beta, UNIT: tl.constexpr, PLAIN: tl.constexpr):
     """r = 1/P = [−log(α·d)]^(−β), foreground where ν ≥ ξ; UNIT says that β is 0, PLAIN that it is 1.
 
-    One division and a base-2 logarithm: `distance` and a general power would cost as much as all classes of VOC.
+    It takes one division and a base-2 logarithm: `distance` and a general power would cost as much as all the classes
+    of VOC do.
     """
     if UNIT:
         result = tl.full(confidence.shape, 1.0, tl.float32)
     else:
         slope = tl.where(foreground, 1.0 / (1.0 - threshold), -1.0 / threshold)
-        d = tl.minimum(tl.maximum((confidence - threshold) * slope, 1e-4), 1.0)
+        d = cut_off((confidence - threshold) * slope)
         logarithm = tl.log2(alpha * d) * (-1.0 / LOG2E)
         result = 1.0 / logarithm if PLAIN else tl.exp2(-beta * tl.log2(logarithm))
     return result
@@ -71,14 +80,14 @@ def _perplexity_kernel(
     confidence = tl.load(confidence_ptr + at, mask=inside, other=0.0).to(tl.float32)
     threshold = keep_inside(tl.load(threshold_ptr).to(tl.float32))
     d = distance(confidence, threshold)
-    clipped = tl.minimum(tl.maximum(d, 1e-4), 1.0)
+    clipped = cut_off(d)
     logarithm = -tl.log(alpha * clipped)
     if BACKWARD:
         at = i0 * gradient_stride0 + i1 * gradient_stride1 + i2 * gradient_stride2 + i3 * gradient_stride3
         gradient = tl.load(gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
         slope = tl.where(confidence >= threshold, 1.0 / (1.0 - threshold), -1.0 / threshold) / clipped
         power = tl.exp((beta - 1.0) * tl.log(logarithm))
-        result = tl.where((d >= 1e-4) & (d <= 1.0), -beta * power * slope * gradient, 0.0)
+        result = tl.where((d == clipped), -beta * power * slope * gradient, 0.0)
     else:
         result = tl.exp(beta * tl.log(logarithm))
     tl.store(out_ptr + offset, result.to(out_ptr.dtype.element_ty), mask=inside)

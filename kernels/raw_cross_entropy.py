@@ -21,11 +21,15 @@ classes go by in a loop: a lane loads the four corners of a class once, mixes th
 FMA per pixel. No class is padded, and no sum over classes or rows leaves its lane.
 
 - Forward: the exponentials are shifted by the background's logit, which is known before the loop, so that one pass
-  over the classes is enough; a tile where a sum shows that another class lies far above does it again with the maximum.
+  over the classes is enough. A sum so large that another class must lie far above the background makes the tile start
+  again, with the maximum as the shift.
 - Backward: probabilities from the stored lse. Rows are summed in registers, columns over the lanes of their region (16
-  shuffles for 16 × 32 pixels and a class). A second kernel lets every cell gather its corner sums in fixed order. Of
-  the labels, a tile holds few: it visits them when the loop arrives at the next class that occurs.
+  shuffles for 16 × 32 pixels and a class). A second kernel lets every cell gather its corner sums in fixed order. A
+  tile holds few different labels: it looks at them only when the loop arrives at the next class that is among them.
 - Tiles of padding, and in the backward tiles without a usable pixel, skip the classes.
+
+This file is long because forward and backward share the regions, their interpolation and their tiling, and are hard to
+check apart.
 """
 
 from __future__ import annotations
@@ -509,18 +513,7 @@ def _run_gather(corners: Tensor, rows: _Axis, columns: _Axis, out: Tensor) -> No
     )
 
 
-@torch.library.custom_op("cosa_fast::raw_cross_entropy", mutates_args=())
-def _forward(
-    logits: Tensor,
-    confidence: Tensor,
-    category: Tensor,
-    threshold: Tensor,
-    valid: Tensor | None,
-    alpha: float,
-    beta: float,
-    ignore_band: Sequence[float] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _run_forward(logits, confidence, category, threshold, valid, alpha, beta, ignore_band)
+_forward = torch.library.custom_op("cosa_fast::raw_cross_entropy", _run_forward, mutates_args=())
 
 
 @torch.library.custom_op("cosa_fast::raw_cross_entropy_backward", mutates_args=())
@@ -584,8 +577,8 @@ def raw_cross_entropy(
             Where one of the two is empty it contributes 0 and the share of the other stays as it is.
         ignore_band: (low, high) replaces the pseudo-label by: the category where ν ≥ high, background where ν ≤ low,
             ignored between. The reliability is still taken at the threshold.
-        whole: gives the whole batch's normaliser for that of these images, where other processes or later calls have
-            the rest of the batch; the result is then these images' share of its loss.
+        whole: for a batch that is computed in parts (by several processes, or in several calls): maps the normaliser of
+            these images to that of the whole batch. The result is then these images' share of the batch's loss.
 
     Returns:
         () loss, or (T,) losses. Without a usable pixel: loss 0, gradient 0.

@@ -6,10 +6,10 @@ classes, target t_k = Σ of 4 pixels w·p_k on the (h, w) grid (0 for absent cla
 
 Bilinear reduction without antialias reads 2 × 2 pixels of a cell, 4 of 256 at 448 → 28, and S' is needed nowhere else.
 A program takes BLOCK cells of one image as a (BLOCK, 4) tile of pixels. It visits the background and the present
-classes twice: once for the softmax's maximum and sum, once for target, loss and gradient of those classes; keeping the
-logits of a class count known only on the device would need memory, reading them again comes from the cache. All absent
-classes follow in tiles of (CLASSES, BLOCK), with target 0. So every element of M is read once and every gradient
-written once, and there is no target tensor.
+classes twice: once for the softmax's maximum and sum, once for target, loss and gradient of those classes. Only the
+device knows their number, so their logits could only be kept in memory; they are computed again, from maps that lie in
+the cache. All absent classes follow in tiles of (CLASSES, BLOCK), with target 0. So every element of M is read once and
+every gradient written once, and there is no target tensor.
 
 Bytes: M and the float32 gradient once, (1 + P) of K channels of the 2·scales maps (P present classes): VOC, B = 16,
 28 × 28, P = 2, bf16: 0.5 + 1.0 + 0.5 MB; one exponential per element of M and 8·(1 + P) per cell: a launch-bound
@@ -340,8 +340,8 @@ def seg_to_cam_loss(
         valid: (B, H, W) bool; a cell counts when every pixel that its target reads (with weight > 0) is valid.
         temperature: τ > 0.
         relu: put a ReLU on M first, as the published recipe does: the loss then has the floor ln 2 on absent classes.
-        whole: gives the whole batch's normaliser for that of these images, where other processes or later calls have
-            the rest of the batch; the result is then these images' share of its loss.
+        whole: for a batch that is computed in parts (by several processes, or in several calls): maps the normaliser of
+            these images to that of the whole batch. The result is then these images' share of the batch's loss.
 
     Returns:
         () loss; 0 with gradient 0 without a valid cell.

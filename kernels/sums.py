@@ -1,5 +1,5 @@
-"""From sums to losses. The operators return numerators and normalisers apart: a loss over several ranks, or over the
-parts of a batch, divides the sums of all of them."""
+"""From sums to losses. The operators return numerators and normalisers apart, because a loss over several ranks, or
+over the parts of a batch, is divided by the sum of all their normalisers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Gives the whole batch's normaliser for that of the images at hand.
+# Maps the normaliser of the images at hand to that of the whole batch.
 Whole = Callable[[Tensor], Tensor]
 
 
 def mean_loss(sums: Tensor, whole: Whole | None = None) -> Tensor:
     """(..., 2) numerator and normaliser → their ratio (...); 0, with gradient 0, where nothing was counted.
 
-    With `whole`, the normaliser is what it returns: the result is then these images' share, and the sum of the shares
-    is the loss of the whole batch.
+    With `whole` the division is by what that returns. The result is then these images' share of the loss: the shares
+    of all parts of a batch add up to its loss.
     """
     numerator, normaliser = sums.unbind(-1)
     normaliser = normaliser.detach()

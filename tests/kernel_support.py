@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosa_fast.kernels.launch.runtime import record_launches
 
+# Where Hypothesis runs the kernels: its tests take no fixture of a device.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def assert_three_way(actual: Tensor, plain: Tensor, truth: Tensor, tolerance: float, name: str = "result") -> None:
     """The kernel's error against float64 is at most that of plain PyTorch in the same type, plus a tolerance.
@@ -52,6 +55,17 @@ class _Record(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def far_copy(tensor: Tensor, axis: int) -> Tensor:
+    """The same values, those of an axis spread over more than 2^31 elements with a stride below 2^31; on a CPU only the
+    touched pages exist."""
+    strides = list(torch.empty(tensor.shape).stride())
+    strides[axis] = 2**31 // (tensor.shape[axis] - 1) + 5
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True))
+    assert last > 2**31 > max(strides)
+    far = torch.empty(last + 1, dtype=tensor.dtype, device=tensor.device).as_strided(tensor.shape, strides)
+    return far.copy_(tensor)
+
+
 def aten_operators(call: Callable[[], Any]) -> list[str]:
     """Names of the ATen operators that a launcher (not the operator around it) calls, besides views."""
     with _Record() as record:
@@ -69,13 +83,18 @@ def assert_no_copies(call: Callable[[], Any]) -> None:
     assert not found, f"hidden copies or synchronisation: {sorted(found)}"
 
 
+def assert_same(found: Any, expected: Any, name: str = "") -> None:
+    """Bit-equal tensors of the same types."""
+    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
+        assert a.dtype == b.dtype, name
+        assert torch.equal(a, b), name
+
+
 def assert_fullgraph(function: Callable[..., Any], *arguments: Any) -> None:
     """torch.compile traces the function whole, and the traced one gives the same bits."""
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    expected, found = function(*arguments), compiled(*arguments)
-    for a, b in zip(_tensors(expected), _tensors(found), strict=True):
-        assert torch.equal(a, b)
+    assert_same(compiled(*arguments), function(*arguments))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

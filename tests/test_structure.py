@@ -27,7 +27,7 @@ DOORS = {"train", "evaluate", "predict", "prepare", "demo"}
 DOORS_AND_WHAT_THEY_SHARE = {*DOORS, "api", "cli"}
 LONGEST = 450
 # What the head of a longer file says, with the reason.
-EXCUSE = "This file is long:"
+EXCUSE = "This file is long"
 
 
 def modules() -> dict[str, Path]:

@@ -195,11 +195,11 @@ def _adamw_ema_(size: Size, scene: Scene) -> Problem:
         "parameters_bf16": buffer(torch.bfloat16),
         "ema_bf16": buffer(torch.bfloat16),
     }
-    if size.variant == "groups":  # encoder and heads
-        keywords["segments"] = torch.tensor([PARAMETERS * 19 // 20, PARAMETERS], device=scene.device)
-        keywords["lr_multiplier"] = torch.tensor([1.0, 10.0], device=scene.device)
-    # Θ, both moments and Θ' in and out (32), the gradient in, two bf16 copies out.
-    cost = Cost(PARAMETERS * (32 + size.itemsize + 4), flops=15 * PARAMETERS)
+    bytes_each = 32 + size.itemsize + 4  # Θ, both moments and Θ' in and out, the gradient in, two bf16 copies out
+    if size.variant == "groups":
+        keywords["lr_multiplier"] = buffer(value=1.0)
+        bytes_each += 4
+    cost = Cost(PARAMETERS * bytes_each, flops=15 * PARAMETERS)
     return Problem(kernels.adamw_ema_, (*state, step, rate), cost, keywords=keywords)
 
 

@@ -21,7 +21,7 @@ class Size:
     """Images B, classes C, pixels of a side, type of CAMs, logits or gradients.
 
     Variants: "batch", pairs over the whole batch; "probability", pairs of probability vectors; "published", as the
-    published recipes call the losses; "groups", parameters in two groups with a rate each.
+    published recipes call the losses; "groups", a rate for every parameter, as groups of them need.
     """
 
     classes: int = VOC

@@ -5,11 +5,13 @@ Needs a process without TRITON_INTERPRET. NVIDIA: registers and spills from ptxa
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from .runtime import Launch
 
+KERNELS = Path(__file__).resolve().parents[1]
 # Target by architecture: back-end, its name there, threads of a warp, bytes of shared memory that a program may have.
 ARCHITECTURES: dict[str, tuple[str, int | str, int, int]] = {
     "sm_80": ("cuda", 80, 32, 163 * 1024),
@@ -46,6 +49,15 @@ class Compiled:
     def as_row(self) -> dict[str, Any]:
         """The values by name."""
         return asdict(self)
+
+
+def source_hash(root: Path = KERNELS) -> str:
+    """sha256 over names and contents of the Python files below `root`; with another one kernels may differ."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        source = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
 
 
 def compile_launches(

@@ -65,8 +65,8 @@ _recording: _Recording | None = None
 
 
 def use_triton(backend: str, tensor: Tensor) -> bool:
-    """Whether the call runs Triton kernels. `tensor` is the argument that decides for "auto": CUDA, but not float64,
-    which the reference keeps (the kernels compute in float32).
+    """Whether the call runs Triton kernels; with "auto" where `tensor` is on CUDA and not float64. (The kernels compute
+    in float32, the definitions keep float64.)
 
     Raises:
         ValueError: no such back-end, or Triton cannot run here.
@@ -138,7 +138,7 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def four_axes(tensor: Tensor) -> Tensor:
-    """The tensor seen with four axes; only more than four, with strides that do not merge, would be copied."""
+    """The tensor seen with four axes. Copies only where it has more, with strides that cannot be merged."""
     tensor = tensor.flatten(0, -4) if tensor.ndim > 4 else tensor
     return tensor[(None,) * (4 - tensor.ndim)]
 

@@ -17,14 +17,16 @@ common: what several of these share
 
 from .cams import MIN_MAX_EPSILON, category_type, class_maps, fuse_cams
 from .contrastive import ZERO_NORM, contrastive_separation
-from .cross_entropy import perplexity, pseudo_labels, raw_cross_entropy
+from .cross_entropy import DISTANCE_FLOOR, THRESHOLD_MARGIN, perplexity, pseudo_labels, raw_cross_entropy
 from .dense import bilateral_filter, dense_energy
 from .optimiser import adamw_ema_
 from .seg_to_cam import seg_to_cam_loss
 from .thresholds import fit_mixture, histogram
 
 __all__ = [
+    "DISTANCE_FLOOR",
     "MIN_MAX_EPSILON",
+    "THRESHOLD_MARGIN",
     "ZERO_NORM",
     "adamw_ema_",
     "bilateral_filter",

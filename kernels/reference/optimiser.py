@@ -15,28 +15,19 @@ def adamw_ema_(
     ema: Tensor,
     step: Tensor,
     lr: float | Tensor,
-    *,
-    lr_multiplier: float | Tensor = 1.0,
-    weight_decay: float | Tensor = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    lr_multiplier: float | Tensor,
+    weight_decay: float | Tensor,
     momentum: float | Tensor,
-    segments: Tensor | None = None,
-    parameters_bf16: Tensor | None = None,
-    ema_bf16: Tensor | None = None,
-    enabled: Tensor | None = None,
+    parameters_bf16: Tensor | None,
+    ema_bf16: Tensor | None,
+    enabled: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
 ) -> None:
     """One AdamW step with decoupled decay, then Θ' ← mΘ' + (1−m)Θ, in place on flat float32 buffers; nothing where
     `enabled` holds False."""
-    if segments is not None:
-        elements = torch.arange(len(parameters), device=segments.device)
-        group = torch.bucketize(elements, segments, right=True).clamp_(max=len(segments) - 1)
-        lr_multiplier, weight_decay = (
-            option[group] if isinstance(option, Tensor) and option.ndim else option
-            for option in (lr_multiplier, weight_decay)
-        )
     gradients = gradients.float()
-    beta1, beta2 = betas
     # Disabled is a step of rate 0 with gradient 0: cheaper than keeping the old values.
     on: float | Tensor = 1.0
     follow: float | Tensor = 1 - beta1
@@ -48,7 +39,7 @@ def adamw_ema_(
     exp_avg.lerp_(gradients, follow)
     exp_avg_sq.mul_(decay).addcmul_(gradients, gradients, value=1 - beta2)
     # 1 − β₂^t starts at 1e-3: taken in float64, as float32 would lose four digits of it.
-    correction1, correction2 = (1 - beta ** step.double().clamp(min=1) for beta in betas)
+    correction1, correction2 = (1 - beta ** step.double().clamp(min=1) for beta in (beta1, beta2))
     denominator = (exp_avg_sq / correction2).sqrt_().add_(eps)
     rate = lr * lr_multiplier * on
     # Not Θ·(1 − ηλ): 1 − 6e-7 has one digit of ηλ left in float32.

@@ -13,6 +13,12 @@ def _poison(tensor: Tensor) -> Tensor:
     return tensor.fill_(True) if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
 
 
+@pytest.fixture(params=["reference", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both back-ends, for what both must do; Triton's needs the tensors on `kernel_device`."""
+    return str(request.param)
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """New buffers hold NaN, or the largest integer: an element that no kernel writes shows in the result."""

@@ -1,4 +1,8 @@
-"""Every kernel compiles for every architecture at the shipped configurations, without spills, within shared memory."""
+"""Every kernel compiles for every architecture at the shipped configurations, without spills, within shared memory.
+
+All sizes take minutes: they are compiled when the kernels or Triton are others than those that the committed results of
+`bench/kernels.py --static` are of, else one size of each operator.
+"""
 
 import importlib
 import json
@@ -12,67 +16,125 @@ from typing import Any
 import pytest
 
 import cosa_fast.kernels
-from cosa_fast.kernels.launch.offline import ARCHITECTURES
+from cosa_fast.kernels.launch.offline import ARCHITECTURES, source_hash
 from cosa_fast.kernels.launch.runtime import HAS_TRITON
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-
 ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "bench" / "results" / "kernels_static.json"
 IN_CLASSES = {"fuse_cams", "raw_cross_entropy", "seg_to_cam_loss", "contrastive_separation"}
+Row = dict[str, Any]
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+
+def sizes_to_compile(results: dict[str, Any]) -> list[str]:
+    """The benchmark's option for one size, where these results are of the kernels and the Triton that are here."""
+    import triton
+
+    known = (results.get("kernels_hash"), results["machine"]["triton"]) == (source_hash(), triton.__version__)
+    return ["--quick"] if known else []
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The static part of the kernel benchmark, made in a process whose Triton compiles instead of interpreting."""
+def committed() -> dict[str, Any]:
+    return json.loads(COMMITTED.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def rows(committed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """What every kernel takes: compiled here, and for the sizes that are not, as committed."""
     folder = tmp_path_factory.mktemp("offline")
+    out = folder / "static.json"
+    # A process of its own, whose Triton compiles instead of interpreting.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "bench/kernels.py", "--static", "--processes", "2", "--out", str(folder / "static.json")]
+    few = sizes_to_compile(committed)
+    command = [sys.executable, "bench/kernels.py", "--static", "--processes", "2", "--out", str(out), *few]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    table = run.stdout.partition("\nPredicted limits")[0]
-    print(table)
-    return {**json.loads((folder / "static.json").read_text(encoding="utf-8")), "table": table}
+    print(run.stdout.partition("\nPredicted limits")[0])
+    compiled: list[Row] = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    if few:
+        new = [row for row in compiled if row not in committed["rows"]]
+        assert not new, f"other than committed, though the sources are the same:\n{_lines(new)}"
+        return list(committed["rows"])
+    return compiled
 
 
-def test_no_kernel_fails_to_compile(report: dict[str, Any]) -> None:
-    failures = [row for row in report["rows"] if "error" in row]
+@needs_triton
+def test_no_kernel_fails_to_compile(rows: list[Row]) -> None:
+    failures = [row for row in rows if "error" in row]
     assert not failures, "\n".join(map(str, failures))
 
 
-def test_no_kernel_spills_registers(report: dict[str, Any]) -> None:
-    spilling = [row for row in report["rows"] if row.get("spills")]
-    assert not spilling, f"{_lines(spilling)}\n{report['table']}"
+@needs_triton
+def test_no_kernel_spills_registers(rows: list[Row]) -> None:
+    spilling = [row for row in rows if row.get("spills")]
+    assert not spilling, _lines(spilling)
 
 
-def test_shared_memory_is_within_every_architectures_limit(report: dict[str, Any]) -> None:
-    over = [row for row in report["rows"] if row.get("shared", 0) > row.get("shared_limit", 0)]
-    assert not over, f"{_lines(over)}\n{report['table']}"
+@needs_triton
+def test_shared_memory_is_within_every_architectures_limit(rows: list[Row]) -> None:
+    over = [row for row in rows if row.get("shared", 0) > row.get("shared_limit", 0)]
+    assert not over, _lines(over)
 
 
+@needs_triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_of_the_package_was_compiled(report: dict[str, Any], architecture: str) -> None:
+def test_every_kernel_of_the_package_was_compiled(rows: list[Row], architecture: str) -> None:
     compiled = {
-        (row["module"], row["kernel"])
-        for row in report["rows"]
-        if row["architecture"] == architecture and "error" not in row
+        (row["module"], row["kernel"]) for row in rows if row["architecture"] == architecture and "error" not in row
     }
     defined = defined_kernels()
     assert defined, "no kernel was found"
     assert compiled == defined, f"not compiled: {sorted(defined - compiled)}, unknown: {sorted(compiled - defined)}"
 
 
+@needs_triton
 @pytest.mark.parametrize("operator", cosa_fast.kernels.__all__)
-def test_every_operator_was_compiled_at_the_shipped_sizes(report: dict[str, Any], operator: str) -> None:
-    rows = [row for row in report["rows"] if row["operator"] == operator]
+def test_every_operator_was_compiled_at_the_shipped_sizes(rows: list[Row], operator: str) -> None:
+    of_operator = [row for row in rows if row["operator"] == operator]
     for architecture in ARCHITECTURES:
-        found = {(row["classes"], row["dtype"]) for row in rows if row["architecture"] == architecture}
+        found = {(row["classes"], row["dtype"]) for row in of_operator if row["architecture"] == architecture}
         assert (20, "bf16") in found
         if operator in IN_CLASSES:
             assert {(20, "bf16"), (80, "bf16"), (1203, "bf16")} <= found
             assert "fp32" in {dtype for _, dtype in found}
     if operator in IN_CLASSES:
-        assert {(20, "fp32"), (80, "fp32"), (1203, "fp32")} <= {(row["classes"], row["dtype"]) for row in rows}
+        assert {(20, "fp32"), (80, "fp32"), (1203, "fp32")} <= {(row["classes"], row["dtype"]) for row in of_operator}
+
+
+@needs_triton
+def test_all_sizes_are_compiled_when_kernels_or_triton_changed() -> None:
+    import triton
+
+    same = {"kernels_hash": source_hash(), "machine": {"triton": triton.__version__}}
+    assert sizes_to_compile(same) == ["--quick"]
+    assert sizes_to_compile({**same, "kernels_hash": "0" * 64}) == []
+    assert sizes_to_compile({**same, "kernels_hash": None}) == []  # of a part of the kernels
+    assert sizes_to_compile({**same, "machine": {"triton": "0.0.0"}}) == []
+    assert sizes_to_compile({"machine": same["machine"]}) == []
+
+
+def test_the_hash_is_of_every_files_name_and_content(tmp_path: Path) -> None:
+    def hash_of(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, text in files.items():
+            path = folder / name.replace("_in_", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".py").write_text(text, encoding="utf-8")
+        return source_hash(folder)
+
+    plain = hash_of(a="x = 1\n", launch_in_b="y = 2\n")
+    assert plain == hash_of(launch_in_b="y = 2\n", a="x = 1\n")
+    changed = [
+        hash_of(a="x = 1\n", launch_in_b="y = 3\n"),
+        hash_of(a="x = 1\n", launch_in_c="y = 2\n"),
+        hash_of(a="x = 1\n", b="y = 2\n"),
+        hash_of(a="x = 1\n", launch_in_b="y = 2\n", c=""),
+    ]
+    assert len({plain, *changed}) == 5
+    assert len(source_hash()) == 64
 
 
 def defined_kernels() -> set[tuple[str, str]]:
@@ -87,12 +149,5 @@ def defined_kernels() -> set[tuple[str, str]]:
     return found
 
 
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return "\n".join(
-        " ".join(
-            str(row[name])
-            for name in ("operator", "classes", "dtype", "variant", "architecture", "kernel", "configuration")
-        )
-        + f": {row['registers']} registers, {row['spills']} bytes of spills, {row['shared']} bytes shared"
-        for row in rows
-    )
+def _lines(rows: list[Row]) -> str:
+    return "\n".join(" ".join(f"{name}={value}" for name, value in row.items()) for row in rows)

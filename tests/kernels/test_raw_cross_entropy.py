@@ -1,25 +1,95 @@
-"""perplexity and raw_cross_entropy: hand-computed values, F.cross_entropy equivalences, gradients, degenerate cases."""
+"""raw_cross_entropy against F.cross_entropy and values by hand, and, kernels against definition, float64."""
 
-import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_support import DEVICE, assert_fullgraph, assert_no_copies, assert_same, assert_three_way, layouts
 from torch import Tensor
 
-from cosa_fast.kernels import perplexity, raw_cross_entropy
+from cosa_fast.kernels import perplexity, raw_cross_entropy, reference
+from cosa_fast.kernels.launch import runtime
+from cosa_fast.kernels.launch.table import configuration
+from cosa_fast.kernels.raw_cross_entropy import _backward, _forward, _run_corners, _run_forward, _run_gather
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DEFAULTS: dict[str, Any] = {"alpha": 0.8, "beta": 1.0, "ignore_band": None}
+Result = tuple[Tensor, Tensor]
 
 
-def case(batch: int, channels: int, grid: tuple[int, int], size: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, channels, *grid, generator=generator, dtype=torch.float64)
-    confidence = torch.rand(batch, *size, generator=generator, dtype=torch.float64)
-    category = torch.randint(0, channels, (batch, *size), generator=generator)
-    category[torch.rand(batch, *size, generator=generator) < 0.1] = 255
-    valid = torch.rand(batch, *size, generator=generator) < 0.7
-    return logits, confidence, category.to(torch.uint8), valid
+@dataclass(frozen=True)
+class Case:
+    """Arguments of a call with T targets."""
+
+    logits: Tensor
+    confidence: Tensor
+    category: Tensor
+    threshold: Tensor
+    valid: Tensor | None
+
+    def tensors(self) -> tuple[Any, ...]:
+        return self.logits, self.confidence, self.category, self.threshold, self.valid
+
+    def double(self) -> "Case":
+        threshold = self.threshold.double()
+        return replace(self, logits=self.logits.double(), confidence=self.confidence.double(), threshold=threshold)
+
+
+def case(
+    classes: int,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    batch: int = 1,
+    targets: int = 2,
+    dtype: torch.dtype = torch.float32,
+    category: torch.dtype = torch.int16,
+    device: torch.device | str = "cpu",
+) -> Case:
+    """Foreground classes C, (h, w) and (H, W); some categories beyond C, some pixels invalid."""
+    generator = torch.Generator().manual_seed(classes + 7 * size[0] + size[1])
+    pixels = (targets, batch, *size)
+    return Case(
+        (3 * torch.randn(batch, classes + 1, *grid, generator=generator)).to(device, dtype),
+        torch.rand(pixels, generator=generator).to(device),
+        torch.randint(0, classes + 2, pixels, generator=generator).to(device, category),
+        torch.linspace(0.3, 0.6, targets).to(device),
+        (torch.rand(batch, *size, generator=generator) < 0.8).to(device),
+    )
+
+
+def one_target(batch: int, channels: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Logits, confidence, category and valid mask in float64."""
+    given_case = case(channels - 1, grid, size, batch=batch, targets=1, category=torch.uint8).double()
+    assert given_case.valid is not None
+    return given_case.logits, given_case.confidence[0], given_case.category[0], given_case.valid
+
+
+def evaluate(given_case: Case, backend: str, **options: Any) -> Result:
+    """Losses and the gradient of their weighted sum."""
+    logits, *rest = given_case.tensors()
+    logits = logits.detach().requires_grad_()
+    losses = raw_cross_entropy(logits, *rest, backend=backend, **options)
+    weights = torch.linspace(1, -0.5, len(losses), dtype=losses.dtype, device=losses.device)
+    return losses.detach(), torch.autograd.grad((losses * weights).sum(), logits)[0]
+
+
+def compare(given_case: Case, tolerance: float = 2e-6, **options: Any) -> Result:
+    """Three-way check of losses and gradient; the kernels' results."""
+    found, plain = (evaluate(given_case, backend, **options) for backend in ("triton", "reference"))
+    truth = evaluate(given_case.double(), "reference", **options)
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == given_case.logits.dtype
+    for name, a, b, c in zip(("loss", "gradient"), found, plain, truth, strict=True):
+        assert_three_way(a, b, c, tolerance, name)
+    return found
+
+
+# --- what the definition is ------------------------------------------------------------------------------------------
 
 
 def pseudo_label(confidence: Tensor, category: Tensor, threshold: float, valid: Tensor, channels: int) -> Tensor:
@@ -32,33 +102,9 @@ def upsampled_ce(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(up, label, ignore_index=255, reduction="none")
 
 
-@pytest.mark.parametrize(("confidence", "expected"), [
-    (1.0, -math.log(0.8)),  # d = 1 above
-    (0.7, -math.log(0.8 * 0.5)),  # halfway above
-    (0.2, -math.log(0.8 * 0.5)),  # halfway below
-    (0.0, -math.log(0.8)),
-    (0.4, -math.log(0.8e-4)),  # at the threshold: d is cut off
-])  # fmt: skip
-def test_perplexity_by_hand(confidence: float, expected: float) -> None:
-    value = perplexity(torch.tensor([confidence], dtype=torch.float64), 0.4)
-    assert value.item() == pytest.approx(expected)
-    assert perplexity(torch.tensor([confidence]), torch.tensor(0.4), beta=2.0).item() == pytest.approx(expected**2)
-
-
-def test_perplexity_is_one_without_beta_and_float32_for_half() -> None:
-    confidence = torch.rand(5, 5).to(torch.bfloat16)
-    assert perplexity(confidence, 0.3, beta=0.0).eq(1).all()
-    assert perplexity(confidence, 0.3).dtype == torch.float32
-
-
-def test_perplexity_gradcheck() -> None:
-    confidence = torch.tensor([0.05, 0.3, 0.55, 0.9], dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda value: perplexity(value, 0.4, 0.7, 1.5), confidence)
-
-
 @pytest.mark.parametrize("channels", [2, 3, 21, 81])
 def test_unit_reliability_is_the_mean_cross_entropy(channels: int) -> None:
-    logits, confidence, category, valid = case(2, channels, (4, 3), (13, 11))
+    logits, confidence, category, valid = one_target(2, channels, (4, 3), (13, 11))
     loss = raw_cross_entropy(logits, confidence, category, 0.4, valid, beta=0.0)
     label = pseudo_label(confidence, category, 0.4, valid, channels)
     expected = F.cross_entropy(F.interpolate(logits, (13, 11), mode="bilinear"), label, ignore_index=255)
@@ -66,7 +112,7 @@ def test_unit_reliability_is_the_mean_cross_entropy(channels: int) -> None:
 
 
 def test_reliability_weights_are_inverse_perplexity_over_the_batch() -> None:
-    logits, confidence, category, valid = case(3, 5, (4, 4), (9, 10))
+    logits, confidence, category, valid = one_target(3, 5, (4, 4), (9, 10))
     loss = raw_cross_entropy(logits, confidence, category, 0.3, valid, alpha=0.6, beta=1.5)
     label = pseudo_label(confidence, category, 0.3, valid, 5)
     weight = (label != 255) / perplexity(confidence, 0.3, 0.6, 1.5)
@@ -74,7 +120,7 @@ def test_reliability_weights_are_inverse_perplexity_over_the_batch() -> None:
 
 
 def test_class_balance_normalises_each_side() -> None:
-    logits, confidence, category, valid = case(2, 4, (3, 3), (8, 8))
+    logits, confidence, category, valid = one_target(2, 4, (3, 3), (8, 8))
     loss = raw_cross_entropy(logits, confidence, category, 0.6, valid, foreground_weight=0.3)
     label = pseudo_label(confidence, category, 0.6, valid, 4)
     ce, weight = upsampled_ce(logits, label), 1 / perplexity(confidence, 0.6)
@@ -92,7 +138,7 @@ def test_an_empty_side_contributes_nothing_and_the_other_keeps_its_share(level: 
 
 
 def test_band_ignores_what_lies_between() -> None:
-    logits, confidence, category, valid = case(2, 4, (3, 3), (8, 8))
+    logits, confidence, category, valid = one_target(2, 4, (3, 3), (8, 8))
     confidence[0, 0, :2] = torch.tensor([0.25, 0.7], dtype=torch.float64)
     category[0, 0, :2] = 2
     valid[0, 0, :2] = True
@@ -105,7 +151,7 @@ def test_band_ignores_what_lies_between() -> None:
 
 
 def test_several_targets_equal_single_calls_with_their_own_thresholds() -> None:
-    logits, confidence, category, valid = case(2, 6, (3, 4), (7, 9))
+    logits, confidence, category, valid = one_target(2, 6, (3, 4), (7, 9))
     confidences, categories = torch.stack((confidence, 1 - confidence)), torch.stack((category, category.flip(1)))
     thresholds = torch.tensor([0.3, 0.7], dtype=torch.float64)
     losses = raw_cross_entropy(logits, confidences, categories, thresholds, valid, foreground_weight=0.5)
@@ -121,7 +167,7 @@ def test_several_targets_equal_single_calls_with_their_own_thresholds() -> None:
 
 @pytest.mark.parametrize("foreground_weight", [None, 0.5])
 def test_gradcheck_of_the_logits(foreground_weight: float | None) -> None:
-    logits, confidence, category, valid = case(2, 3, (2, 3), (5, 7))
+    logits, confidence, category, valid = one_target(2, 3, (2, 3), (5, 7))
     confidences, categories = torch.stack((confidence, 1 - confidence)), torch.stack((category, category))
 
     def losses(value: Tensor) -> Tensor:
@@ -132,98 +178,6 @@ def test_gradcheck_of_the_logits(foreground_weight: float | None) -> None:
     torch.autograd.gradcheck(losses, logits.requires_grad_())
 
 
-def test_gradient_is_weighted_softmax_minus_one_hot() -> None:
-    logits = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    confidence = torch.rand(1, 4, 4, dtype=torch.float64)
-    category = torch.randint(1, 3, (1, 4, 4), dtype=torch.uint8)
-    raw_cross_entropy(logits, confidence, category, 0.5).backward()
-    weight = 1 / perplexity(confidence, 0.5)
-    label = torch.where(confidence >= 0.5, category.long(), 0)
-    expected = (weight / weight.sum())[:, None] * (logits.softmax(1) - F.one_hot(label, 3).permute(0, 3, 1, 2))
-    torch.testing.assert_close(logits.grad, expected.detach())
-
-
-@pytest.mark.parametrize("nothing", ["valid", "category", "band"])
-def test_nothing_usable_gives_loss_and_gradient_zero(nothing: str) -> None:
-    logits, confidence, category, valid = case(2, 3, (2, 2), (6, 6))
-    logits.requires_grad_()
-    band = (0.0, 1.0) if nothing == "band" else None
-    confidence = confidence.clamp(0.01, 0.99)
-    valid = valid & (nothing != "valid")
-    category = torch.full_like(category, 255) if nothing == "category" else category
-    for weight in (None, 0.5):
-        loss = raw_cross_entropy(logits, confidence, category, 0.5, valid, foreground_weight=weight, ignore_band=band)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert loss.item() == 0
-        assert gradient.eq(0).all()
-
-
-def test_one_valid_pixel_is_its_cross_entropy() -> None:
-    logits, confidence, category, _ = case(1, 3, (4, 4), (4, 4))
-    confidence[0, 2, 1], category[0, 2, 1] = 0.9, 2
-    valid = torch.zeros(1, 4, 4, dtype=torch.bool)
-    valid[0, 2, 1] = True
-    loss = raw_cross_entropy(logits, confidence, category, 0.5, valid)
-    torch.testing.assert_close(loss, -logits[0, :, 2, 1].log_softmax(0)[2])
-
-
-def test_category_zero_is_background_and_beyond_the_classes_is_ignored() -> None:
-    logits = torch.randn(1, 3, 1, 3)
-    confidence = torch.tensor([[[0.9, 0.9, 0.1]]])
-    loss = raw_cross_entropy(logits, confidence, torch.tensor([[[0, 3, 255]]]), 0.5)
-    torch.testing.assert_close(loss, -logits[0, :, 0, 0].log_softmax(0)[0])
-
-
-def test_logits_of_ten_thousand_stay_finite() -> None:
-    logits, confidence, category, valid = case(2, 3, (3, 3), (8, 8))
-    logits = (logits.sign() * 1e4).float().requires_grad_()
-    loss = raw_cross_entropy(logits, confidence, category, 0.5, valid, foreground_weight=0.5)
-    loss.backward()
-    assert loss.isfinite()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-    truth = raw_cross_entropy(logits.detach().double(), confidence, category, 0.5, valid, foreground_weight=0.5)
-    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
-
-
-def test_float_threshold_and_tensor_threshold_agree() -> None:
-    logits, confidence, category, valid = case(2, 3, (3, 3), (8, 8))
-    losses = [
-        raw_cross_entropy(logits, confidence, category, threshold, valid)
-        for threshold in (0.37, torch.tensor(0.37, dtype=torch.float64))
-    ]
-    torch.testing.assert_close(*losses)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
-    logits, confidence, category, valid = case(2, 5, (3, 3), (8, 8))
-    logits, confidence = logits.to(dtype).requires_grad_(), confidence.float()
-    loss = raw_cross_entropy(logits, confidence, category, 0.5, valid)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert logits.grad is not None
-    assert logits.grad.dtype == dtype
-    torch.testing.assert_close(
-        loss, raw_cross_entropy(logits.detach().float(), confidence, category, 0.5, valid), rtol=0, atol=0
-    )
-
-
-def test_strides_and_repetition_do_not_change_the_result() -> None:
-    logits, confidence, category, valid = (value.float() if value.is_floating_point() else value
-                                           for value in case(2, 5, (3, 4), (8, 9)))  # fmt: skip
-    results = []
-    for layout in (logits, logits.contiguous(memory_format=torch.channels_last), logits.mT.contiguous().mT):
-        leaf = layout.clone(memory_format=torch.preserve_format).requires_grad_()
-        loss = raw_cross_entropy(leaf, confidence.mT.contiguous().mT, category, 0.5, valid.mT.contiguous().mT)
-        results.append((loss, *torch.autograd.grad(loss, leaf)))
-    again = raw_cross_entropy(logits, confidence, category, 0.5, valid)
-    assert torch.equal(again, raw_cross_entropy(logits, confidence, category, 0.5, valid))
-    for loss, gradient in results:
-        torch.testing.assert_close(loss, again)
-        torch.testing.assert_close(gradient, results[0][1])
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 3),
@@ -231,14 +185,258 @@ def test_strides_and_repetition_do_not_change_the_result() -> None:
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     size=st.tuples(st.integers(1, 15), st.integers(1, 15)),
     threshold=st.floats(0.05, 0.95),
-    seed=st.integers(0, 1000),
 )
 def test_equals_the_definition_for_every_shape(
-    batch: int, channels: int, grid: tuple[int, int], size: tuple[int, int], threshold: float, seed: int
+    batch: int, channels: int, grid: tuple[int, int], size: tuple[int, int], threshold: float
 ) -> None:
-    logits, confidence, category, valid = case(batch, channels, grid, size, seed)
+    logits, confidence, category, valid = one_target(batch, channels, grid, size)
     loss = raw_cross_entropy(logits, confidence, category, threshold, valid)
     label = pseudo_label(confidence, category, threshold, valid, channels)
     weight = (label != 255) / perplexity(confidence, threshold)
     expected = (weight * upsampled_ce(logits, label)).sum() / weight.sum().clamp(min=1e-12)
     torch.testing.assert_close(loss, expected)
+
+
+# --- both back-ends, and the kernels against the definition ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"beta": 0.0, "foreground_weight": 0.5},
+    {"alpha": 0.6, "beta": 1.7, "ignore_band": (0.25, 0.7)},
+])  # fmt: skip
+def test_sums_losses_and_gradient_follow_the_definition(kernel_device: torch.device, options: dict[str, Any]) -> None:
+    given_case = case(5, (2, 3), (7, 16), device=kernel_device)
+    compare(given_case, **options)
+    parameters = [options.get("alpha", 0.8), options.get("beta", 1.0), options.get("ignore_band")]
+    found = _forward(*given_case.tensors(), *parameters)[0]
+    names = dict(zip(("alpha", "beta", "ignore_band"), parameters, strict=True))
+    plain, truth = (
+        reference.raw_cross_entropy(*values.tensors(), **names) for values in (given_case, given_case.double())
+    )
+    for index, name in enumerate(("Σ r·CE", "Σ r")):
+        assert_three_way(found[..., index], plain[..., index], truth[..., index], 2e-6, name)
+
+
+@pytest.mark.parametrize(("grid", "size"), [
+    ((2, 2), (32, 32)),  # 16×
+    ((1, 2), (14, 28)),  # 14×
+    ((3, 2), (22, 13)),  # 7.33× and 6.5×
+    ((3, 3), (3, 3)),  # 1×
+    ((8, 7), (5, 3)),  # some regions have no pixel
+    ((1, 1), (5, 4)),  # every weight is cut off
+    ((1, 1), (1, 1)),
+    ((2, 3), (1, 7)),
+])  # fmt: skip
+def test_any_ratio(kernel_device: torch.device, poisoned: None, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    compare(case(2, grid, size, targets=1, device=kernel_device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 20, 80])
+def test_types_and_numbers_of_classes(kernel_device: torch.device, dtype: torch.dtype, classes: int) -> None:
+    compare(case(classes, (1, 2), (5, 11), dtype=dtype, device=kernel_device), foreground_weight=0.5)
+
+
+def test_1203_classes_in_several_turns(kernel_device: torch.device, poisoned: None) -> None:
+    given_case = case(1203, (1, 1), (3, 4), targets=1, device=kernel_device)
+    given_case.category[0, 0, 0] = torch.tensor([1203, 1204, -1, 1], dtype=torch.int16)
+    given_case.confidence[0, 0, 0] = 0.9
+    compare(given_case)
+
+
+def test_three_targets_of_several_images_without_a_valid_mask(kernel_device: torch.device) -> None:
+    compare(replace(case(3, (1, 2), (4, 9), batch=2, targets=3, device=kernel_device), valid=None))
+
+
+def test_a_single_target_gives_a_scalar_for_a_float_or_tensor_threshold(
+    kernel_device: torch.device, backend: str
+) -> None:
+    given_case = case(3, (1, 2), (4, 9), targets=1, device=kernel_device)
+    expected, _ = evaluate(replace(given_case, threshold=torch.tensor([0.37], device=kernel_device)), backend)
+    logits, confidence, category, _, valid = given_case.tensors()
+    for threshold in (0.37, torch.tensor(0.37, dtype=torch.float64, device=kernel_device)):
+        found = raw_cross_entropy(logits, confidence[0], category[0], threshold, valid, backend=backend)
+        assert found.shape == ()
+        torch.testing.assert_close(found, expected[0])
+
+
+# Exponentials that overflow are recognised and computed again; NumPy warns of them.
+overflows = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
+
+
+# Logits of 1e4 are rounded to 1e-3, so probabilities are good to about that; the definition has the same error.
+@overflows
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+def test_logits_of_ten_thousand(kernel_device: torch.device, shift: float) -> None:
+    given_case = case(4, (2, 2), (5, 7), device=kernel_device)
+    logits = given_case.logits.sign() * 1e4 if shift == 0 else given_case.logits + shift
+    compare(replace(given_case, logits=logits), tolerance=3e-3, foreground_weight=0.5)
+
+
+@overflows
+@pytest.mark.parametrize("lead", [30.0, 40.0, 90.0, 500.0])
+def test_classes_far_above_the_background_stay_exact(kernel_device: torch.device, lead: float) -> None:
+    """Both sides of the limit where the exponentials change their shift, in neighbouring cells of one tile."""
+    given_case = case(3, (1, 2), (4, 8), device=kernel_device)
+    logits = given_case.logits.clone()
+    logits[:, 2, :, 1] += lead
+    compare(replace(given_case, logits=logits))
+
+
+@pytest.mark.parametrize("nothing", ["valid", "category", "band"])
+def test_nothing_usable_gives_loss_and_gradient_zero(
+    kernel_device: torch.device, backend: str, poisoned: None, nothing: str
+) -> None:
+    given_case = case(2, (1, 2), (4, 6), device=kernel_device)
+    if nothing == "valid":
+        given_case = replace(given_case, valid=torch.zeros_like(given_case.valid))
+    if nothing == "category":
+        given_case = replace(given_case, category=torch.full_like(given_case.category, 255))
+    band = (0.0, 1.0) if nothing == "band" else None
+    given_case = replace(given_case, confidence=given_case.confidence.clamp(0.01, 0.99))
+    for weight in (None, 0.5):
+        losses, gradient = evaluate(given_case, backend, foreground_weight=weight, ignore_band=band)
+        assert losses.eq(0).all()
+        assert gradient.eq(0).all()
+
+
+def test_one_valid_pixel_is_its_cross_entropy(kernel_device: torch.device, backend: str) -> None:
+    given_case = case(2, (4, 4), (4, 4), targets=1, device=kernel_device)
+    given_case.confidence[0, 0, 2, 1], given_case.category[0, 0, 2, 1] = 0.9, 2
+    valid = torch.zeros(1, 4, 4, dtype=torch.bool, device=kernel_device)
+    valid[0, 2, 1] = True
+    losses, _ = evaluate(replace(given_case, valid=valid), backend)
+    torch.testing.assert_close(losses[0], -given_case.logits[0, :, 2, 1].log_softmax(0)[2])
+
+
+def test_one_valid_pixel_reaches_its_four_cells_alone(kernel_device: torch.device, poisoned: None) -> None:
+    given_case = case(2, (3, 4), (9, 12), device=kernel_device)
+    valid = torch.zeros(1, 9, 12, dtype=torch.bool, device=kernel_device)
+    valid[0, 3, 8] = True
+    given_case.category[:, 0, 3, 8] = 1
+    _, gradient = compare(replace(given_case, valid=valid))
+    # Row 3 of 9 lies at 0.67 of 3 cells, column 8 of 12 at 2.33 of 4.
+    assert gradient[0].ne(0).any(0).nonzero().tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+
+
+def test_category_zero_is_background_and_beyond_the_classes_is_ignored(
+    kernel_device: torch.device, backend: str
+) -> None:
+    logits = torch.randn(1, 3, 1, 3, device=kernel_device)
+    confidence = torch.tensor([[[0.9, 0.9, 0.1]]], device=kernel_device)
+    category = torch.tensor([[[0, 3, 255]]], device=kernel_device)
+    loss = raw_cross_entropy(logits, confidence, category, 0.5, backend=backend)
+    torch.testing.assert_close(loss, -logits[0, :, 0, 0].log_softmax(0)[0])
+
+
+@pytest.mark.parametrize(("dtype", "values"), [
+    (torch.uint8, [0, 1, 3, 4, 254, 255]),
+    (torch.int8, [0, 3, 4, -1, -128, 127]),
+    (torch.int64, [0, 3, 4, -1, 2**32 + 1, -(2**40)]),
+])  # fmt: skip
+def test_categories_out_of_range_are_ignored(
+    kernel_device: torch.device, dtype: torch.dtype, values: list[int]
+) -> None:
+    given_case = case(3, (1, 2), (3, 6), targets=1, category=dtype, device=kernel_device)
+    given_case.category[:] = torch.tensor(values, dtype=dtype, device=kernel_device)
+    compare(given_case)
+
+
+@pytest.mark.parametrize("outside", [-3.0, 1.0])
+def test_threshold_tensors_outside_the_range_are_kept_inside(kernel_device: torch.device, outside: float) -> None:
+    given_case = case(2, (1, 1), (3, 5), targets=1, device=kernel_device)
+    given_case.confidence[0, 0, 0] = torch.tensor([0.0, 0.5, 1.0, 0.2, 0.8])
+    threshold = torch.full((1,), outside, dtype=torch.float64, device=kernel_device)
+    compare(replace(given_case, threshold=threshold))
+
+
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
+    half = case(3, (1, 2), (3, 8), dtype=torch.bfloat16, device=kernel_device)
+    losses, gradient = evaluate(half, backend)
+    assert losses.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(losses, evaluate(replace(half, logits=half.logits.float()), backend)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_confidences_decide_as_in_the_definition(kernel_device: torch.device, dtype: torch.dtype) -> None:
+    given_case = case(3, (1, 2), (3, 8), targets=1, device=kernel_device)
+    compare(replace(given_case, confidence=given_case.confidence.to(dtype)), ignore_band=(0.3, 0.5))
+
+
+def test_the_configuration_of_gpus_tiles_large_ratios(
+    kernel_device: torch.device, poisoned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class a turn; regions of more rows and columns than a tile."""
+    monkeypatch.setattr(runtime, "architecture", lambda device: "sm_90")
+    blocks = configuration("raw_cross_entropy_corners", 2, "sm_90").blocks
+    size = (blocks["ROWS"] + 1, blocks["COLUMNS"] + 1)
+    compare(case(1, (1, 1), size, targets=1, device=kernel_device))
+
+
+def test_the_configuration_of_gpus_holds_several_regions_and_targets(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class a turn, so that the labels of a tile are visited one by one."""
+    monkeypatch.setattr(runtime, "architecture", lambda device: "sm_90")
+    compare(case(2, (1, 3), (4, 24), device=kernel_device))
+
+
+def test_layouts_are_read_in_place(kernel_device: torch.device, poisoned: None) -> None:
+    logits, confidence, category, threshold, valid = case(3, (2, 2), (4, 6), device=kernel_device).tensors()
+    parameters = (0.8, 1.0, None)
+    gradient = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0)).to(kernel_device)
+    sums, normaliser, weight = _forward(logits, confidence, category, threshold, valid, *parameters)
+    expected = _backward(gradient, normaliser, weight, logits, category)
+    plain = reference.raw_cross_entropy(logits, confidence, category, threshold, valid, **DEFAULTS)
+    views = zip(*(layouts(value) for value in (logits, confidence, category, valid, gradient)), strict=True)
+    for (name, a), (_, b), (_, c), (_, d), (_, e) in views:
+        inputs = (a, b, c, threshold, d, *parameters)
+        found = _forward(*inputs)
+        assert torch.equal(found[0], sums), name
+        assert torch.equal(_backward(e, found[1], found[2], a, c), expected), name
+        torch.testing.assert_close(reference.raw_cross_entropy(a, b, c, threshold, d, **DEFAULTS), plain)
+        out = torch.empty_like(a)
+        assert_no_copies(lambda inputs=inputs: _run_forward(*inputs))
+        assert_no_copies(lambda a=a, c=c, e=e, out=out: _run_gather(*_run_corners(e, normaliser, weight, a, c), out))
+
+
+def test_repeated_runs_give_the_same_bits(kernel_device: torch.device) -> None:
+    given_case = case(4, (2, 2), (9, 7), device=kernel_device)
+    assert_same(*(evaluate(given_case, "triton", foreground_weight=0.5) for _ in range(2)))
+
+
+def test_offsets_beyond_two_to_the_31_elements(kernel_device: torch.device) -> None:
+    """Only the pages that hold the few elements are ever touched."""
+    near = case(2, (1, 2), (2, 4), dtype=torch.bfloat16, category=torch.uint8, device=kernel_device)
+    near = replace(near, confidence=near.confidence.bfloat16())
+    far = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=kernel_device)
+    logits = far.as_strided(near.logits.shape, (0, 2**30, 2, 1)).copy_(near.logits)
+    confidence = far.as_strided(near.confidence.shape, (2**31, 0, 8, 2), 16).copy_(near.confidence)
+    category = torch.empty(2**31 + 64, dtype=torch.uint8, device=kernel_device)
+    category = category.as_strided(near.category.shape, (2**31, 0, 8, 2)).copy_(near.category)
+    distant = replace(near, logits=logits, confidence=confidence, category=category)
+    assert_same(evaluate(distant, "triton"), evaluate(near, "triton"))
+
+
+def test_registration(kernel_device: torch.device) -> None:
+    logits, *rest = case(2, (1, 1), (2, 3), targets=1, device=kernel_device).tensors()
+    parameters = (0.8, 1.0, [0.3, 0.6])
+    torch.library.opcheck(_forward, (logits.requires_grad_(), *rest, *parameters))
+    logits = logits.detach()
+    _, normaliser, weight = _forward(logits, *rest, *parameters)
+    gradient = torch.ones(1, 2, 2, device=kernel_device)
+    torch.library.opcheck(_backward, (gradient, normaliser, weight, logits, rest[1]))
+    assert_fullgraph(lambda x: raw_cross_entropy(x, *rest, foreground_weight=0.5, backend="triton"), logits)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    classes=st.integers(1, 6),
+    grid=st.tuples(st.integers(1, 2), st.integers(1, 5)),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 20)),
+    targets=st.integers(1, 2),
+)
+def test_any_shape(classes: int, grid: tuple[int, int], size: tuple[int, int], targets: int) -> None:
+    compare(case(classes, grid, size, targets=targets, device=DEVICE))

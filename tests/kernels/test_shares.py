@@ -16,13 +16,13 @@ Loss = Callable[[slice, Whole | None, str], Tensor]
 def losses(device: torch.device) -> dict[str, Loss]:
     """Each loss of the images in a slice, on one batch of three."""
     generator = torch.Generator().manual_seed(0)
-    cam, seg = (torch.randn(3, n, 6, 6, generator=generator).to(device) for n in (4, 5))
-    confidence = torch.rand(3, 12, 12, generator=generator).to(device)
-    category = torch.randint(1, 5, (3, 12, 12), generator=generator).to(device, torch.uint8)
+    cam, seg = (torch.randn(3, n, 3, 3, generator=generator).to(device) for n in (4, 5))
+    confidence = torch.rand(3, 6, 6, generator=generator).to(device)
+    category = torch.randint(1, 5, (3, 6, 6), generator=generator).to(device, torch.uint8)
     labels = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], device=device)
-    valid = torch.ones(3, 12, 12, dtype=torch.bool, device=device)
-    valid[0, 3:] = False
-    teacher = torch.randn(6, 5, 6, 6, generator=generator).to(device)
+    valid = torch.ones(3, 6, 6, dtype=torch.bool, device=device)
+    valid[0, 2:] = False
+    teacher = torch.randn(6, 5, 3, 3, generator=generator).to(device)
 
     def c2s(part: slice, whole: Whole | None, backend: str) -> Tensor:
         return raw_cross_entropy(
@@ -32,7 +32,7 @@ def losses(device: torch.device) -> dict[str, Loss]:
 
     def s2c(part: slice, whole: Whole | None, backend: str) -> Tensor:
         rows = torch.cat([teacher[:3][part], teacher[3:][part]])
-        return seg_to_cam_loss(cam[part], [rows], labels[part], (12, 12), valid[part], whole=whole, backend=backend)
+        return seg_to_cam_loss(cam[part], [rows], labels[part], (6, 6), valid[part], whole=whole, backend=backend)
 
     def csc(part: slice, whole: Whole | None, backend: str, vectors: str = "logits") -> Tensor:
         return contrastive_separation(

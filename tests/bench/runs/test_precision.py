@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bench_support import assert_keys_of
 
 from bench.runs import precision
 from cosa_fast.config.parsing import config_to_dict
@@ -24,6 +25,7 @@ def test_window_means_of_both_precisions_agree(make_config: Callable[..., Config
     out = tmp_path / "precision.json"
     assert precision.main([written(config, tmp_path), "--window", "8", "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
+    assert_keys_of("precision_cpu.json", found)
     assert set(found["phases"]) == {"classification", "co-training"}
     assert "c2s" not in found["phases"]["classification"]
     for terms in found["phases"].values():

@@ -1,12 +1,16 @@
 """Predicted memory is what a step really takes, as far as a CPU can show it."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bench_support import assert_keys_of
 from torch import Tensor
 
+from bench import memory
 from bench.steps.memory import LiveBytes, largest, predict
 from bench.steps.providers import synthetic_batch
 from bench.timing import extra_memory
@@ -94,3 +98,19 @@ def test_the_largest_batch_leaves_room_for_slack_and_context() -> None:
     assert largest(rows, "a", False, 8) == 2  # 7000 MiB · 1.1 + 512 MiB is more than 8 GiB
     assert largest(rows, "a", False, 1) is None
     assert largest(rows, "a", True, 8) is None
+
+
+def test_the_door_writes_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.steps.memory.BACKBONES", {"tiny": "vit_tiny_patch16_224"})
+    out = tmp_path / "memory.json"
+    assert memory.main([*SMALL[2:], "--batch-sizes", "2", "1", "--out", str(out)]) == 0
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert_keys_of("memory_predicted.json", written)
+    rows = written["rows"]
+    assert [(row["checkpoint_blocks"], row["batch_size"]) for row in rows] == [
+        (False, 2), (False, 1), (True, 2), (True, 1),
+    ]  # fmt: skip
+    kept = f"| tiny | kept | {rows[0]['static_mib'] / 1024:.1f} | "
+    assert kept + " | ".join(f"{row['peak_mib'] / 1024:.1f}" for row in rows[:2]) + " |" in capsys.readouterr().out

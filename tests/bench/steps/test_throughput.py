@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from chart_support import assert_chart
+from bench_support import assert_chart, assert_keys_of
 
 from bench import throughput
 from bench.steps.comparison import OUT_OF_TIME, Plan, compare, matrix_rate
@@ -40,6 +40,7 @@ def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 def test_whole_steps_of_all_providers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = measured(tmp_path, "--classes", "5")
+    assert_keys_of("throughput_cpu.json", written)
     (result,) = written["results"]
     assert set(result["providers"]) == {"ours", "baseline", "ours, plain engine", "ours, packed attention"}
     rate = written["matrix_rate"]["flop_per_second"]
@@ -80,6 +81,7 @@ def test_the_suite_has_both_data_sets_with_their_classes() -> None:
 
 def test_losses_only_takes_less_memory_than_the_baseline(tmp_path: Path) -> None:
     written = measured(tmp_path, "--losses-only", "data.crop_size=128", "--batch-sizes", "1", "2")
+    assert_keys_of("losses_voc_cpu.json", written)
     assert [result["batch_size"] for result in written["results"]] == [1, 2]
     for result in written["results"]:
         rows = result["providers"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_support import assert_chart
+from bench_support import assert_chart, assert_keys_of
 
 from bench import data
 from bench.views.comparison import compare, copy_images, read_speed
@@ -49,6 +49,7 @@ def test_providers_are_measured_in_processes_of_their_own(
     assert "without DALI: no time for it" in printed.out
     assert_chart(out.with_suffix(".png"))
     written = json.loads(out.read_text(encoding="utf-8"))
+    assert_keys_of("data_cpu.json", written)
     assert (written["machine"]["file_cache"], written["machine"]["cores"] > 0) == ("warm", True)
     (result,) = written["results"]
     assert (result["stage"], result["crop"], result["batch_size"], result["batches"]) == ("both", 32, 2, 3)

@@ -1,0 +1,119 @@
+"""The doors: from a clone that is not installed, as a file and as a module; and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench_support import assert_keys_of
+
+from bench import data, kernels, memory, throughput
+from bench.runs import precision
+from cosa_fast.errors import UserError
+from cosa_fast.kernels.launch.runtime import HAS_TRITON
+
+ROOT = Path(__file__).resolve().parents[2]
+DOORS = ("throughput", "kernels", "data", "memory")
+
+# Hide an installed cosa_fast, then start every door as Python would; each looks both packages up anew.
+START = """
+import importlib.util, runpy, sys
+from pathlib import Path
+root, names = Path(sys.argv[1]), sys.argv[2:]
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.path = ["", *(place for place in sys.path if not (Path(place) / "cosa_fast").exists())]
+assert importlib.util.find_spec("cosa_fast") is None
+for name in names:
+    sys.argv = [name, "--help"]
+    for place, start in (
+        (root / "bench", lambda: runpy.run_path(str(root / "bench" / f"{name}.py"), run_name="__main__")),
+        (root, lambda: runpy.run_module(f"bench.{name}", run_name="__main__", alter_sys=True)),
+    ):
+        sys.path[0] = str(place)
+        for module in ("bench", "bench.arguments", "cosa_fast", "cosa_fast.cli"):
+            sys.modules.pop(module, None)
+        try:
+            start()
+        except SystemExit as end:
+            assert not end.code
+        assert sys.path[0] == str(root)
+        assert {Path(sys.modules[package].__file__).parents[1] for package in ("bench", "cosa_fast")} == {root}
+"""
+
+
+def test_every_door_opens_in_a_clone_that_is_not_installed(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", START, str(ROOT), *DOORS]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    for name in DOORS:
+        assert run.stdout.count(f"usage: python bench/{name}.py ") == 2
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_a_door_works_from_elsewhere(tmp_path: Path) -> None:
+    """The static part of the kernels', as its compiler wants a process without TRITON_INTERPRET anyway."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    out = tmp_path / "new" / "static.json"
+    command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--static", "--quick", "--out", str(out)]
+    command += ["--architectures", "sm_90", "--operators", "perplexity"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads(out.read_text(encoding="utf-8"))
+    assert_keys_of("kernels_static.json", results)
+    for row in results["rows"]:
+        assert (row["operator"], row["architecture"]) == ("perplexity", "sm_90")
+        assert 0 < row["registers"] <= 512
+        assert 0 <= row["shared"] <= row["shared_limit"]
+    assert [row["mode"] for row in results["limits"]] == ["forward", "backward", "both"]
+    assert results["limits"][0]["limit_ms"] == pytest.approx(1e3 * 16 * 448**2 * (2 + 4) / 4.8e12)
+    assert results["limits"][0]["limited_by"] == "bytes"
+    assert len(out.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) == 1 + len(results["rows"])
+    assert "_perplexity_kernel" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "message"),
+    [
+        (throughput.main, ["--windows", "0"], "--windows 0: must be at least 1"),
+        (throughput.main, ["--batch-sizes", "4", "0"], "--batch-sizes 0: must be at least 1"),
+        (data.main, ["--workers", "1", "0"], "--workers 0: must be at least 1"),
+        (data.main, ["--enlarge", "0"], "--enlarge 0: must be at least 1"),
+        (memory.main, ["--batch-sizes", "-1"], "--batch-sizes -1: must be at least 1"),
+        (memory.main, ["voc.yaml", "coco.yaml"], "voc.yaml coco.yaml: give one configuration"),
+        (kernels.main, ["--processes", "0"], "--processes 0: must be at least 1"),
+        (kernels.main, ["--operators", "perplexity", "histogrm"], "--operators: got 'histogrm', want of fuse_cams, "),
+        (kernels.main, ["--providers", "theirs"], "--providers: got 'theirs', want of ours, eager, compiled"),
+        (kernels.main, ["--sweeps", "width"], "--sweeps: got 'width', want of batch, "),
+        (kernels.main, ["--architectures", "sm_1"], "--architectures: got 'sm_1', want of sm_80, "),
+        *(
+            (door, ["--out", "/dev/null/x.json"], "--out /dev/null/x.json: no folder can be made there (")
+            for door in (throughput.main, data.main, memory.main, kernels.main, precision.main)
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(door: Callable[[list[str]], int], arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        door(arguments)
+    assert str(error.value).startswith(message)
+
+
+def test_a_result_is_written_after_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is not lost with what follows."""
+
+    def stopped(*_: object) -> object:
+        yield [{"stage": "decode"}]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "measure_all", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        data.main(["voc.yaml", "run.device=cpu", "--out", str(tmp_path / "speed.json")])
+    assert json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["results"] == [{"stage": "decode"}]
