@@ -30,9 +30,9 @@ SCORES = {
 }
 THRESHOLDS = {
     "cam_threshold": "ξ",
-    "cam_best_threshold": "best",
+    "cam_best_threshold": "best ξ",
     "cam_aux_threshold": "ξ†",
-    "cam_aux_best_threshold": "best†",
+    "cam_aux_best_threshold": "best ξ†",
     "foreground_share_cam": "share at ξ",
     "foreground_share_cam_aux": "share† at ξ†",
     "foreground_share_true": "true share",
@@ -69,7 +69,8 @@ class Mean:
         """ "43.6 ± 0.5"; with its n behind it where that is not `seeds`."""
         spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
         count = "" if self.n == seeds else f" ({self.n})"
-        return f"{self.mean:{'+' if signed else ''}.{digits}f}{'*' if signed and self.differs else ''}{spread}{count}"
+        value = round(self.mean, digits) + 0.0  # not -0.0
+        return f"{value:{'+' if signed else ''}.{digits}f}{'*' if signed and self.differs else ''}{spread}{count}"
 
 
 Means = dict[str, dict[str, Mean]]
@@ -186,10 +187,9 @@ def save_chart(rows: Means, path: Path, title: str) -> None:
         axis.errorbar([mean.mean for _, mean in points], places, xerr=spreads, fmt="o", ms=4, label=SCORES[name])
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel("mIoU of AN in %")
-    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(f"{title}: mIoU of AN in %")
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=len(CHARTED), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chart_support import assert_chart
+from bench_support import assert_chart
 
 from bench import ablate
 from bench.runs import ablation

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from chart_support import assert_chart
+from bench_support import assert_chart
 
 from bench.runs.averages import Mean, as_json, differences, means, save_chart, tables
 
@@ -76,6 +76,10 @@ def test_tables_say_n_and_leave_out_what_no_run_has() -> None:
 def test_a_figure_that_a_seed_lacks_shows_its_own_n() -> None:
     (scores, *_) = tables({"row": {0: {"cam_best": 1.0, "ensemble_best": 1.0}, 1: {"cam_best": 3.0}}}, {})
     assert scores.lines == [["row", "2", "2.0 ± 1.4", "1.0 (1)"]]
+
+
+def test_a_difference_that_rounds_to_0_has_no_sign_of_its_own() -> None:
+    assert Mean(-0.04, None, 1).text(1, 1, signed=True) == Mean(0.04, None, 1).text(1, 1, signed=True) == "+0.0"
 
 
 def test_json_holds_the_same() -> None:
