@@ -1,35 +1,29 @@
 """bench/runs/precision.py: the loss curves of bfloat16 and float32 training lie on each other."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bench.runs.precision import main
 from cosa_fast.config.parsing import config_to_dict
 from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def precision(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def precision(config: Config, folder: Path, *arguments: str) -> int:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config_to_dict(config)), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "bench.runs.precision", str(path), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return main([str(path), *arguments])
 
 
 @pytest.mark.slow
 def test_window_means_of_both_precisions_agree(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = make_config("optim.iterations=48", "optim.cotrain_after=16", "optim.lr=2e-4", "teacher.scales=[1.0]")
+    config = make_config("optim.iterations=24", "optim.cotrain_after=8", "optim.lr=2e-4", "teacher.scales=[1.0]")
     out = tmp_path / "precision.json"
-    run = precision(config, tmp_path, "--window", "8", "--out", str(out))
-    assert run.returncode == 0, run.stderr
+    assert precision(config, tmp_path, "--window", "4", "--out", str(out)) == 0
     written = json.loads(out.read_text(encoding="utf-8"))
     assert set(written["phases"]) == {"classification", "co-training"}
     assert "c2s" not in written["phases"]["classification"]
@@ -42,6 +36,5 @@ def test_window_means_of_both_precisions_agree(make_config: Callable[..., Config
 
 
 def test_a_window_longer_than_the_run_is_refused(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    run = precision(make_config(), tmp_path, "--window", "7")
-    assert run.returncode == 2
-    assert run.stderr == "error: --window 7: give 1 to optim.iterations = 6\n"
+    with pytest.raises(UserError, match=r"--window 7: give 1 to optim\.iterations = 6"):
+        precision(make_config(), tmp_path, "--window", "7")
