@@ -121,7 +121,7 @@ def test_wrong_arguments_are_named(door: Callable[[list[str]], int], arguments: 
 def test_a_result_is_written_after_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is not lost with what follows."""
 
-    def stopped(*_: object) -> object:
+    def stopped(*_: object, **__: object) -> object:
         yield [{"stage": "decode"}]
         raise KeyboardInterrupt
 
