@@ -28,7 +28,7 @@ class CamScore:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What evaluate_network measured on `images` images.
+    """What `Evaluator.evaluate` measured on `images` images.
 
     classes: the K names, background first; indices: those of them that the means are over.
     cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
