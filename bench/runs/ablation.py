@@ -6,7 +6,6 @@ other. So the same command, given again, does what is left.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from bench.runs import averages
 from bench.runs.matrix import Matrix, Run
-from bench.runs.reading import read_run
+from bench.runs.reading import parse_records, read_run
 from cosa_fast.config.parsing import config_to_dict, load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
@@ -212,8 +211,8 @@ def _logged_iteration(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 10_000))
-        whole = file.read().split(b"\n")[:-1]  # what is behind the last line's end is not yet whole
-    return int(json.loads(whole[-1])["iteration"]) if whole else 0
+        records = parse_records(file.read().decode("utf-8", "replace").split("\n"))
+    return int(records[-1]["iteration"]) if records else 0
 
 
 def figures(run: Run) -> dict[str, dict[str, float]]:

@@ -227,6 +227,8 @@ def test_the_bar_follows_a_log_that_is_being_written(tmp_path: Path) -> None:
     assert ablation._logged_iteration(log) == 0
     log.write_text('{"iteration": 10}\n{"iteration": 20}\n{"itera')
     assert ablation._logged_iteration(log) == 20
+    log.write_text(f'{"x" * 20_000}\n{{"iteration": 30}}\n{{"iter{{"iteration": 40}}\n')
+    assert ablation._logged_iteration(log) == 30
     log.write_text('{"ite')
     assert ablation._logged_iteration(log) == 0
 
