@@ -6,6 +6,7 @@ other. So the same command, given again, does what is left.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import signal
@@ -110,7 +111,27 @@ class _Job:
             self.bar.update(_logged_iteration(self.run.folder.log) - self.bar.n)
 
 
-def _start(run: Run, place: int, environment: dict[str, str]) -> _Job:
+@contextmanager
+def _owned(folder: Path) -> Iterator[int]:
+    """Have the folder of all runs to oneself. Yields the lock's descriptor, which the runs inherit: one that outlives a
+    killed ablation keeps it. UserError if it is taken, or no file can be made there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another ablation, or a run that a killed one left behind, is at work there; wait for it, "
+                "end it, or give another --output"
+            ) from None
+        yield file.fileno()
+
+
+def _start(run: Run, place: int, environment: dict[str, str], lock: int) -> _Job:
     argv, path = command(run), _output(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Appended to: what an earlier part of the run said is part of its story.
@@ -118,7 +139,7 @@ def _start(run: Run, place: int, environment: dict[str, str]) -> _Job:
     # A session of its own, so that Ctrl-C reaches this process alone, which then lets the runs save.
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment,
-        start_new_session=True,
+        start_new_session=True, pass_fds=(lock,),
     )  # fmt: skip
     total = run.config.optim.iterations
     bar = tqdm(total=total, desc=str(run), position=place, unit="it", leave=False, dynamic_ncols=True, disable=None)
@@ -129,8 +150,13 @@ def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> li
     """Bring every run to its end, `jobs` at a time; a line for each. Returns what went wrong with the others.
 
     `after_each` is called after each run that has come to its end. KeyboardInterrupt, or SIGTERM, which becomes one,
-    stops: the runs at work have then saved their state.
+    stops: the runs at work have then saved their state. UserError if another ablation is at work in the folder.
     """
+    with _owned(matrix.runs[0].folder.path.parent) as lock:
+        return _train_all(matrix, jobs, after_each, lock)
+
+
+def _train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object], lock: int) -> list[str]:
     waiting: list[tuple[int, Run]] = []
     failures: list[str] = []
     for number, run in enumerate(matrix.runs, 1):
@@ -146,7 +172,7 @@ def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> li
             while free and waiting:
                 number, run = waiting.pop(0)
                 place = free.pop(0)
-                active[number] = _start(run, place, environments[place])
+                active[number] = _start(run, place, environments[place], lock)
             time.sleep(POLL_SECONDS)
             for number, job in list(active.items()):
                 job.show()

@@ -195,6 +195,21 @@ def test_a_folder_with_other_settings_is_refused(stand_in: LoadMatrix, tmp_path:
         ablate_in(tmp_path, "loss.s2c=0.5")
 
 
+def test_a_run_that_outlives_its_ablation_keeps_the_folder(stand_in: LoadMatrix, tmp_path: Path) -> None:
+    run = stand_in("slow").runs[0]
+    with ablation._owned(tmp_path / "out") as lock:
+        job = ablation._start(run, 0, {}, lock)
+    with pytest.raises(UserError, match=r"out: another ablation, or a run that a killed one left behind, is at work"):
+        ablate_in(tmp_path)
+    while not run.folder.checkpoint(2).exists():
+        time.sleep(0.01)
+    job.process.terminate()
+    assert job.process.wait() == 0
+    job.output.close()
+    with ablation._owned(tmp_path / "out"):
+        assert ablation.state(run) == "resume at 2"
+
+
 def test_classification_only_has_no_scores_of_the_segmentation(stand_in: LoadMatrix, tmp_path: Path) -> None:
     stand_in("paper")
     settings = ["optim.cotrain_after=6"]
@@ -231,6 +246,12 @@ def test_the_bar_follows_a_log_that_is_being_written(tmp_path: Path) -> None:
     assert ablation._logged_iteration(log) == 30
     log.write_text('{"ite')
     assert ablation._logged_iteration(log) == 0
+
+
+def test_a_place_that_cannot_be_written_is_one_line(matrix_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"out: cannot be written .*give another --output"):
+        ablate_in(tmp_path, "--out", str(tmp_path / "pair.json"))
 
 
 def test_no_jobs_are_refused(matrix_file: Path, tmp_path: Path) -> None:
