@@ -115,6 +115,10 @@ def test_evaluations_are_logged_for_both_networks(run: tuple[Path, Config]) -> N
         lines = records(run[0], f"eval_{network}")
         assert [line["iteration"] for line in lines] == [4, 6]
         assert all(0 <= line["seg_label_free"] <= 100 for line in lines)
+        for line in lines:
+            assert line["cam_threshold_loss"] == pytest.approx(line["cam_best"] - line["cam_at_threshold"])
+            assert 0 <= line["foreground_share_cam"] <= 1
+            assert 0 < line["foreground_share_true"] < 1
 
 
 def test_tensorboard_has_the_same_figures(run: tuple[Path, Config]) -> None:
