@@ -1,4 +1,4 @@
-"""Ablations: `python bench/ablate.py ABLATIONS.yaml [key=value ...] [--base CONFIG] [--jobs N] [--dry-run]`.
+"""Ablations: `python bench/ablate.py ABLATIONS.yaml [key=value ...] [--like ABLATIONS] [--base CONFIG] [--jobs N]`.
 
 Trains every row of the file with every seed, each run in a folder of its own, and ends with tables of means and of
 differences by seed. Given again, the command goes on where it stopped. docs/ablations.md has the file's format and the
@@ -27,14 +27,16 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("ablations", help="YAML file, or the name of a shipped one: table3.yaml, table4.yaml, fig1.yaml, animals.yaml")
     add("overrides", nargs="*", metavar="key=value", help="settings for all runs, after the file's own common ones")
+    add("--like", metavar="ABLATIONS", help="take base, common overrides and seeds from that file, e.g. animals.yaml")
     add("--base", metavar="CONFIG", help="configuration to use in place of the file's base")
-    add("--output", metavar="DIR", help="where the runs' folders go; default: runs/NAME of the file")
+    add("--output", metavar="DIR", help="where the runs' folders go; default: runs/NAME")
     add("--out", type=result_file, help="JSON; text, Markdown and chart go beside it; default: DIR/NAME.json")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time: a GPU each, or a share of the cores")
     add("--dry-run", action="store_true", help="say what would be done, and end")
     arguments = parser.parse_intermixed_args(argv)
     require_positive(arguments, "jobs")
-    matrix = load_matrix(arguments.ablations, arguments.output, base=arguments.base, overrides=arguments.overrides)
+    given = {"like": arguments.like, "base": arguments.base, "overrides": arguments.overrides}
+    matrix = load_matrix(arguments.ablations, arguments.output, **given)
     if arguments.dry_run:
         print_plan(matrix.runs)
         return 0

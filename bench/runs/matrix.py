@@ -7,7 +7,8 @@
       paper: []
       csc_off: [loss.csc=0]
 
-${NAME} stands for an environment variable, in `base` and in overrides.
+${NAME} stands for an environment variable, in `base` and in overrides. `like: OTHER.yaml` takes over the base, the
+overrides (before its own) and the seeds of another ablation file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cosa_fast.files import read_text
 from cosa_fast.run.folder import RunFolder
 
 SHIPPED = Path(__file__).parents[1] / "ablations"
-KEYS = ("base", "overrides", "seeds", "runs")
+KEYS = ("like", "base", "overrides", "seeds", "runs")
 # What no override may set, with what does.
 OWN = {"run.seed": "seeds", "run.name": "the names under runs", "run.output": "--output"}
 
@@ -65,23 +66,29 @@ class Matrix:
 
 
 def load_matrix(
-    name: str, output: str | None = None, *, base: str | None = None, overrides: Sequence[str] = ()
+    name: str,
+    output: str | None = None,
+    *,
+    like: str | None = None,
+    base: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Matrix:
     """Read an ablation file (`table3.yaml` without a folder is found among the shipped ones) and the configuration of
     each of its runs.
 
-    output: the folder of the runs' folders (default: runs/NAME). base: in place of the file's. overrides: after the
-    file's common ones, before those of the rows. UserError, one line that begins with the file, for whatever is wrong
-    with it or with one of its runs.
+    output: the folder of the runs' folders (default: runs/NAME, with the name of `like` or `base` behind it). like:
+    an ablation file whose base, overrides and seeds count in place of this one's, or before them. base: in place of the
+    file's. overrides: after the file's common ones, before those of the rows. UserError, one line that begins with the
+    file, for whatever is wrong with it or with one of its runs.
     """
-    path = _find(Path(name))
-    values = _read(path)
+    path = _find(name)
+    values = _read(path, like)
+    output = output or f"runs/{'_'.join([path.stem, *(Path(other).stem for other in (like, base) if other)])}"
     base = base or values["base"]
     common = (*values["overrides"], *overrides)
-    output = output or f"runs/{path.stem}"
     for override in overrides:
         _check_override(override, "command line")
-    found = find_config(Path(_expanded(base, f"{path}: base")), beside=path.parent)
+    found = find_config(Path(_expanded(base, f"{path}: base")), beside=values["folder"])
     source = found.name if found.parent == CONFIG_DIRECTORY else str(found)
     shared = tuple(_expanded(item, f"{path}: overrides") for item in common)
     runs = []
@@ -97,12 +104,13 @@ def load_matrix(
     return Matrix(path.stem, base, common, tuple(values["seeds"]), values["runs"], tuple(runs))
 
 
-def _find(path: Path) -> Path:
-    for candidate in (path, SHIPPED / path):
+def _find(name: str, beside: Path | None = None) -> Path:
+    """The ablation file that `name` means: itself, one of the folder `beside`, or a shipped one."""
+    for candidate in (Path(name), *([beside / name] if beside else []), SHIPPED / name):
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.name for file in SHIPPED.glob("*.yaml")))
-    raise UserError(f"ablations {path}: no such file, nor one of the shipped ones ({shipped})")
+    raise UserError(f"ablations {name}: no such file, nor one of the shipped ones ({shipped})")
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,8 +124,37 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file's keys, all there, with values of the right kind."""
+def _read(path: Path, like: str | None) -> dict[str, Any]:
+    """base, overrides, seeds and rows of a file, with those of the file that it is like; `folder`: where base is looked
+    for."""
+    own, other, source = _keys(path), {}, path
+    if like is not None or "like" in own:
+        source = _find(str(like or own["like"]), beside=path.parent)
+        other = _keys(source)
+        if "like" in other:
+            raise UserError(f"{source}: is like {other['like']} itself, so that {path} cannot be like it")
+    values = own | other if like is not None else other | own
+    for key in ("base", "seeds"):
+        if not values.get(key):
+            raise UserError(f"{path}: {key} is missing; docs/ablations.md shows the format")
+    if not own.get("runs"):
+        raise UserError(f"{path}: runs is missing; docs/ablations.md shows the format")
+    if not isinstance(values["base"], str):
+        raise UserError(f"{path}: base = {values['base']!r} must be the name of a YAML file")
+    if not isinstance(own["runs"], dict):
+        raise UserError(f"{path}: runs = {own['runs']!r} must be names with lists of overrides")
+    common = _overrides(own.get("overrides"), f"{path}: overrides")
+    return {
+        "base": values["base"],
+        "folder": (source if values["base"] is other.get("base") else path).parent,
+        "overrides": (*_overrides(other.get("overrides"), f"{source}: overrides"), *common),
+        "seeds": _seeds(values["seeds"], path),
+        "runs": {_row(name, path): _overrides(given, f"{path}: runs.{name}") for name, given in own["runs"].items()},
+    }
+
+
+def _keys(path: Path) -> dict[str, Any]:
+    """What the file says, by keys that are all known."""
     try:
         values = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
@@ -128,19 +165,7 @@ def _read(path: Path) -> dict[str, Any]:
         if key not in KEYS:
             remedy = hint(str(key), KEYS) or f"; valid here: {', '.join(KEYS)}"
             raise UserError(f"{path}: unknown key {key}{remedy}")
-    for key in ("base", "seeds", "runs"):
-        if not values.get(key):
-            raise UserError(f"{path}: {key} is missing; docs/ablations.md shows the format")
-    if not isinstance(values["base"], str):
-        raise UserError(f"{path}: base = {values['base']!r} must be the name of a YAML file")
-    if not isinstance(values["runs"], dict):
-        raise UserError(f"{path}: runs = {values['runs']!r} must be names with lists of overrides")
-    return {
-        "base": values["base"],
-        "overrides": _overrides(values.get("overrides"), f"{path}: overrides"),
-        "seeds": _seeds(values["seeds"], path),
-        "runs": {_row(name, path): _overrides(own, f"{path}: runs.{name}") for name, own in values["runs"].items()},
-    }
+    return values
 
 
 def _row(name: Any, path: Path) -> str:
