@@ -3,7 +3,7 @@
 opening: open_dataset
 base: what every data set offers
 layout: where the parts of a split are; voc, coco, folder, synthetic (scene): the formats, which say so
-labels, onehot_npy: label files
+labels, tables, onehot_npy: label files
 images: reading any image upright in RGB
 packed: many encoded images in one tar
 preparation: what `prepare` does

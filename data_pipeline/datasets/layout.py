@@ -17,7 +17,8 @@ class Layout:
     names; None where only the labels name them.
     label_files: where a label file may be; the first that is there counts. annotations: (place, how to read its labels)
     of what is taken where there is no label file. masks: one per image, None if there are none. dataset: makes the data
-    set of classes, ids, images, label table and masks.
+    set of classes, ids, images, label table and masks. everything: the ids of all images on the disk, those of other
+    splits included; None where that is not known.
     """
 
     ids: list[str]
@@ -28,6 +29,7 @@ class Layout:
     annotations: tuple[Path, Callable[[], Labels]] | None = None
     masks: list[Path] | None = None
     dataset: Callable[..., ImageDataset] = ImageDataset
+    everything: frozenset[str] | None = None
 
 
 def file_names(folder: Path) -> set[str]:

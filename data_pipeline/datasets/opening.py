@@ -8,8 +8,11 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.coco import find_coco
 from cosa_fast.data_pipeline.datasets.folder import find_folder
 from cosa_fast.data_pipeline.datasets.labels import (
+    ImageNames,
     Labels,
+    Say,
     class_names,
+    describe_classes,
     encode_labels,
     read_labels,
     require_labels,
@@ -39,6 +42,7 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     need_labels: bool = True,
     pack: str | Path | None = None,
+    say: Say | None = None,
 ) -> ImageDataset:
     """Open one split.
 
@@ -47,6 +51,7 @@ def open_dataset(
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
     format's own. need_labels: every image must have an image label; otherwise labels are attached where there are some.
     pack: the split's images in one file (see `packed.py`); the image files themselves need not be there then.
+    say: is told where the labels come from, how the file was understood, and how often each class comes.
     UserError, one line: root or split missing, empty list, a listed image missing, no label for an image, an unknown
     class, a pack of other images or a damaged one.
     """
@@ -58,7 +63,7 @@ def open_dataset(
     if packed is None:
         require_files(layout.images, layout.listing)
     given = Path(labels).expanduser() if labels is not None else None
-    source, content = _labels(layout, given)
+    source, content = _labels(layout, given, say)
     if content is None and need_labels:
         command = f"python -m cosa_fast.prepare --format {format} --root {root} --split {split}"
         raise UserError(f"no image labels: looked for {source}; give data.labels=FILE or build one with: {command}")
@@ -67,6 +72,8 @@ def open_dataset(
     table = encode_labels(content, layout.ids, names, source)
     if need_labels:
         require_labels(table, layout.ids, source)
+        if say is not None:
+            say(f"{split}: {len(layout.ids)} images, labels from {source}: {describe_classes(table, names)}")
     dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks)
     if packed is not None:
         require_packed(packed, dataset.ids, packing_command(format, root, split))
@@ -74,13 +81,14 @@ def open_dataset(
     return dataset
 
 
-def _labels(layout: Layout, given: Path | None) -> tuple[str, Labels | None]:
+def _labels(layout: Layout, given: Path | None, say: Say | None) -> tuple[str, Labels | None]:
     """(where they come from, labels) of the given file, else of the format's label files or annotations; (where they
     were looked for, None) if there are none.
     """
     path = given or next((path for path in layout.label_files if path.is_file()), None)
     if path is not None:
-        return str(path), read_labels(path, layout.classes)
+        images = ImageNames(layout.everything or layout.ids, complete=layout.everything is not None)
+        return str(path), read_labels(path, layout.classes, images, say)
     places = list(layout.label_files)
     if layout.annotations is not None:
         place, read = layout.annotations

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from cosa_fast.data_pipeline.datasets.labels import Labels, class_names
-from cosa_fast.data_pipeline.datasets.layout import Layout, mask_files
+from cosa_fast.data_pipeline.datasets.layout import Layout, file_names, mask_files
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError, hint
 from cosa_fast.files import read_lines
@@ -52,6 +52,7 @@ def find_voc(root: Path, split: str, classes: Sequence[str] | None, pack: Pack |
         classes=class_names(root, classes, CLASSES),
         label_files=(root / "labels.json", root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME),
         annotations=(root / "Annotations", lambda: read_annotations(root, ids)),
+        everything=None if pack else frozenset(Path(name).stem for name in file_names(root / "JPEGImages")),
         masks=mask_files(augmented if augmented.is_dir() else root / "SegmentationClass", ids),
     )
 

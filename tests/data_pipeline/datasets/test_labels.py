@@ -31,8 +31,8 @@ def write_npy(path: Path, pickled: bytes) -> Path:
 
 def test_json_csv_and_npy_say_the_same(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.json", LABELS)
-    (tmp_path / "labels.csv").write_text("id,classes\na,cat,traffic light\nb,\nc.1.jpg,dog\n")
-    (tmp_path / "semicolons.csv").write_text("a.png,cat;traffic light\r\nb\r\nc.1, dog\r\n")
+    (tmp_path / "labels.csv").write_text("id,classes\na,cat,traffic light\nb,none\nc.1.jpg,dog\n")
+    (tmp_path / "semicolons.csv").write_text("a.png,cat;traffic light\r\nb,none\r\nc.1, dog\r\n")
     onehot = {id: np.array([name in names for name in CLASSES], np.float32) for id, names in LABELS.items()}
     np.save(tmp_path / "labels.npy", onehot, allow_pickle=True)
     for name in ("labels.json", "labels.csv", "semicolons.csv", "labels.npy"):
