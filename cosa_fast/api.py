@@ -18,9 +18,9 @@ from PIL import Image
 
 from cosa_fast.config.parsing import load_config
 from cosa_fast.data_pipeline.datasets.images import read_image
+from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Segmenter
-from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.run.evaluating import configure, evaluate_networks
 from cosa_fast.run.training import Summary, train
 
@@ -33,7 +33,7 @@ def evaluate(
     *,
     networks: Sequence[str] = ("on", "an"),
     limit: int | None = None,
-) -> dict[str, EvalResult]:
+) -> dict[str, AnyResult]:
     """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}.
 
     overrides: "key=value" for the sections data, teacher, eval and run of the checkpoint's configuration. networks:

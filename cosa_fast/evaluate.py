@@ -10,6 +10,7 @@ from typing import Any
 from cosa_fast.cli import NETWORKS, run_cli
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
 from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.files import write_json
@@ -29,19 +30,25 @@ def main(argv: list[str] | None = None) -> int:
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
     for name, result in results.items():
         print(
-            f"{name.upper()} at iteration {networks.iteration}, {result.images} images of {config.data.val_split}\n"
+            f"{name.upper()} at iteration {networks.iteration}, {result.images} images {_place(config)}\n"
             f"{result.table()}\n"
         )
-    print("label-free: argmax over all classes; label-aware and the CAMs: told which classes the image holds")
+    if any(isinstance(result, EvalResult) for result in results.values()):
+        print("label-free: argmax over all classes; label-aware and the CAMs: told which classes the image holds")
     if arguments.json is not None:
         write_json(arguments.json, _record(arguments.checkpoint, networks.iteration, config, results))
         print(f"written: {arguments.json}")
     return 0
 
 
+def _place(config: Config) -> str:
+    return f"of {config.data.val_split}" if config.data.val_split else "held out of the training"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m cosa_fast.evaluate", description="mIoU of a checkpoint's networks on a set with masks."
+        prog="python -m cosa_fast.evaluate",
+        description="mIoU of a checkpoint's networks on a set with masks; without masks, image AP and agreement.",
     )
     parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
     parser.add_argument(
@@ -65,7 +72,7 @@ def _prepare_output(path: Path) -> None:
         raise UserError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
-def _record(checkpoint: str, iteration: int, config: Config, results: dict[str, EvalResult]) -> dict[str, Any]:
+def _record(checkpoint: str, iteration: int, config: Config, results: dict[str, AnyResult]) -> dict[str, Any]:
     record: dict[str, Any] = {"checkpoint": checkpoint, "iteration": iteration, "split": config.data.val_split}
     record |= {"root": config.data.root, "scales": list(config.eval.scales), "flip": config.eval.flip}
     for name, result in results.items():

@@ -39,7 +39,7 @@ def evaluation_stream(
     loading: Loading,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images (N, 3, H, W) float32, normalised; truths (N, H, W) uint8 in {0..C, 255}), both on `device`: up to
-    `batch_size` images of one size at a time.
+    `batch_size` images of one size at a time. Without masks all truths are 255.
 
     batch_size 1: in the order of `indices`, and each file is read once. Else ordered by size, for which the head of
     each image file is read before. UserError for an image or mask that is missing or unreadable; everything before it
@@ -65,7 +65,7 @@ def _decoded_by_pil(
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         image = np.array(dataset.image(index))
-        return image, dataset.mask(index, image.shape[:2])
+        return image, dataset.truth(index, (image.shape[0], image.shape[1]))
 
     with closing(Ahead(load, batches, loading.threads, loading.prefetch)) as ahead:
         for items in ahead:

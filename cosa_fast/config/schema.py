@@ -30,7 +30,7 @@ class DataConfig(AugmentConfig):
     format: Literal["voc", "coco", "folder", "synthetic"] = "voc"
     root: str = "data/VOCdevkit/VOC2012"
     train_split: str = "train_aug"
-    val_split: str = "val"
+    val_split: str | None = "val"
     labels: str | None = None
     pack: str | None = None
     classes: tuple[str, ...] | None = None

@@ -1,6 +1,7 @@
 """What a network is worth, and what it says of an image.
 
 evaluator: a network over a set: mIoU of segmentation, CAM, CAM†, ensemble
+label_only: what can be known without masks: image AP, agreement of CAM and segmentation
 result: the figures of an evaluation, and their table
 metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales

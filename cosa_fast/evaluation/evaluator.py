@@ -24,6 +24,7 @@ from cosa_fast.evaluation.inference import (
     of_image,
     summed_logits,
 )
+from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
 from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
     from cosa_fast.network.model import CoSANet, Outputs
 
+AnyResult = EvalResult | LabelResult
 Thresholds = tuple[float | None, float | None]
 
 
@@ -73,15 +75,17 @@ class Evaluator:
         thresholds: Thresholds = (None, None),
         limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> EvalResult:
-        """What `network` scores on `dataset`. No gradient is recorded; each module gets its mode (train, eval) back.
+    ) -> AnyResult:
+        """What `network` scores on `dataset`, which needs image labels where it has no masks. No gradient is recorded; each module gets its mode (train, eval) back.
 
         thresholds: (ξ, ξ†), at which the CAMs are scored besides their best ones; None where there is none.
         limit: only so many images, evenly spread over the set. progress(done, total) is called after each image.
-        Raises UserError for a set without masks or with other classes, and for a file that cannot be read.
+        Raises UserError for a set with other classes, an image without mask or label, and a file that cannot be read.
         """
-        _check_dataset(dataset, self._classes)
+        _check_classes(dataset, self._classes)
         chosen = _spread(len(dataset), limit)
+        if not dataset.has_masks:
+            return self._evaluate_by_labels(network, dataset, chosen, thresholds[0], progress)
         config, data = self._config.eval, self._config.data
         counts = _Counts(("background", *self._classes), config.cam_step, thresholds, self._device)
         own = chosen[self._ranks.rank :: self._ranks.size]
@@ -98,6 +102,42 @@ class Evaluator:
         for tensor in counts.tensors():
             self._ranks.sum_(tensor)
         return counts.result(len(chosen), self._indices, self._coexistence)
+
+    def _evaluate_by_labels(
+        self,
+        network: CoSANet,
+        dataset: ImageDataset,
+        chosen: Sequence[int],
+        threshold: float | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> LabelResult:
+        data = self._config.data
+        counts = LabelCounts(self._classes, len(chosen), threshold, self._device)
+        positions = range(self._ranks.rank, len(chosen), self._ranks.size)
+        own = [chosen[position] for position in positions]
+        stream = evaluation_stream(dataset, own, 1, data.mean, data.std, self._device, self._loading)
+        with inference(network):
+            for done, (position, (images, _)) in enumerate(zip(positions, stream, strict=True), 1):
+                present = torch.from_numpy(dataset.labels(chosen[position])).nonzero()[:, 0].to(self._device)
+                self._count_by_labels(self._forward(network, images), position, present, images, counts)
+                if progress is not None:
+                    progress(done, len(chosen))
+        for tensor in counts.tensors():
+            self._ranks.sum_(tensor)
+        return counts.result()
+
+    def _count_by_labels(
+        self, outputs: dict[float, Outputs], position: int, present: Tensor, images: Tensor, counts: LabelCounts
+    ) -> None:
+        segmentation, cams = self._config.eval, self._config.teacher
+        size = (images.shape[2], images.shape[3])
+        own = [outputs[scale] for scale in cams.scales]
+        counts.add_labels(position, [_rows(output.logits, cams.flip) for output in own], present)
+        maps = normalised_cams([_rows(output.cam, cams.flip) for output in own], present, size)
+        confidence, category = strongest(maps, present)
+        segs = [_rows(outputs[scale].segmentation(), segmentation.flip) for scale in segmentation.scales]
+        for rows, logits in summed_logits(segs, size):
+            counts.add_pixels(confidence[rows], category[rows], best_class(logits))
 
     def _forward(self, network: CoSANet, images: Tensor) -> dict[float, Outputs]:
         segmentation, cams = self._config.eval, self._config.teacher
@@ -226,9 +266,7 @@ def _rows(maps: Tensor, flip: bool) -> Tensor:
     return maps if flip else maps[:1]
 
 
-def _check_dataset(dataset: ImageDataset, classes: Sequence[str]) -> None:
-    if not dataset.has_masks:
-        raise UserError("the evaluation set has no masks; choose another data.val_split or data.root")
+def _check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
     if tuple(dataset.classes) != tuple(classes):
         raise UserError(
             f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "

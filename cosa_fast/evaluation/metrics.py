@@ -123,6 +123,23 @@ class ThresholdSweep:
         return BestThreshold(float(miou[best]), self.grid[best], iou[best])
 
 
+def average_precision(scores: Tensor, present: Tensor) -> Tensor:
+    """Σ (R_n − R_{n−1})·P_n per class, over the distinct scores n from the highest down: the area under the
+    precision–recall steps.
+
+    scores: (N, C) float; present: (N, C) bool. Returns (C,) float64 in [0, 1], NaN for a class on no image.
+    """
+    values = []
+    for score, truth in zip(scores.double().T.cpu(), present.T.cpu(), strict=True):
+        order = score.argsort(descending=True, stable=True)
+        score, hits = score[order], truth[order].double().cumsum(0)
+        last = torch.cat([score[1:] != score[:-1], torch.ones(1, dtype=torch.bool)])
+        hits, seen = hits[last], (torch.arange(len(score))[last] + 1).double()
+        gained = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))
+        values.append((gained * hits / seen).sum() / hits[-1])  # 0/0: NaN
+    return torch.stack(values)
+
+
 def threshold_grid(step: float) -> list[float]:
     """step, 2·step, ... below 1. ValueError unless 0 < step < 1."""
     if not 0.0 < step < 1.0:

@@ -1,6 +1,6 @@
 """From a configuration to data sets, a pipeline and its stream of batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +8,9 @@ import torch
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.labels import Say
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError, first_line, hint
@@ -16,22 +18,56 @@ from cosa_fast.errors import UserError, first_line, hint
 Pipeline = Literal["dali", "torch"]
 
 
-def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
-    """The training and the validation split; the latter must have masks and the same classes."""
-    data = config.data
-    training_set = open_dataset(
-        data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack
+def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset, ImageDataset]:
+    """The training and the validation set, of the same classes. Without data.val_split the latter is a part of the
+    training split that is held out. say: is told how the labels were understood, and what is evaluated.
+    """
+    data, say = config.data, say or (lambda text: None)
+    whole = open_dataset(
+        data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack, say=say
     )
-    classes = training_set.classes
-    validation_set = open_dataset(data.format, data.root, data.val_split, classes=classes, need_labels=False)
-    if not validation_set.has_masks:
-        raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
+    classes = whole.classes
+    training_set, validation_set = (whole, _validation(config, classes)) if data.val_split else hold_out(whole)
+    validation_set = _evaluated(validation_set, data.val_split, say)
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
             if name not in classes:
                 nearest = hint(name, classes)
                 raise UserError(f"{key}: {name!r} is not a class of {data.root}{nearest}; it has {', '.join(classes)}")
     return training_set, validation_set
+
+
+def open_validation_set(config: Config, say: Say | None = None) -> ImageDataset:
+    """What `open_datasets` evaluates, opened without data.pack."""
+    data, say = config.data, say or (lambda text: None)
+    if data.val_split:
+        return _evaluated(_validation(config, data.classes), data.val_split, say)
+    whole = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
+    return _evaluated(hold_out(whole)[1], None, say)
+
+
+def _validation(config: Config, classes: Sequence[str] | None) -> ImageDataset:
+    """data.val_split; its images need labels only where there are no masks."""
+    data = config.data
+    where = (data.format, data.root, str(data.val_split))
+    dataset = open_dataset(*where, labels=data.labels, classes=classes, need_labels=False)
+    return dataset if dataset.has_masks else open_dataset(*where, labels=data.labels, classes=classes)
+
+
+def _evaluated(dataset: ImageDataset, split: str | None, say: Say) -> ImageDataset:
+    """The images of the validation set that can be evaluated, which is said."""
+    part = masked_part(dataset)
+    which = split or f"held out of the training ({len(dataset)} images, by hash of the name)"
+    if not part.has_masks:
+        say(
+            f"{which}: no masks, so no mIoU; image AP, agreement of CAM and segmentation, and pictures of "
+            f"{len(part)} images; the best checkpoint is the last"
+        )
+    elif len(part) < len(dataset):
+        say(f"{which}: masks of {len(part)} of {len(dataset)} images; only these are evaluated")
+    else:
+        say(f"{which}: {len(part)} images with masks")
+    return part
 
 
 def choose_pipeline(config: Config, device: torch.device, before: Pipeline | None = None) -> tuple[Pipeline, str]:

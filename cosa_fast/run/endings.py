@@ -23,8 +23,8 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.distributed import Ranks, is_lost_rank
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.errors import QuietError, UserError
+from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
-from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.files import write_json
 from cosa_fast.pictures.gallery import gallery
 from cosa_fast.run import checkpoint
@@ -111,7 +111,7 @@ class Endings:
         return path
 
 
-def finish(folder: RunFolder, iteration: int, results: dict[str, EvalResult], dataset: ImageDataset) -> None:
+def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult], dataset: ImageDataset) -> None:
     """Leave the last evaluation in the folder of a run that has reached its end: results.json, and gallery.png with
     images of the `dataset` that it was on."""
     figures = {NAMES_IN_FILES[name]: result.summary() for name, result in results.items()}

@@ -8,15 +8,14 @@ from tqdm import tqdm
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks
 from cosa_fast.engine.base import EngineBase
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.evaluator import Evaluator, Thresholds
+from cosa_fast.evaluation.evaluator import AnyResult, Evaluator, Thresholds
+from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
-from cosa_fast.evaluation.result import EvalResult
-from cosa_fast.run.data import Pipeline, choose_pipeline, loading
+from cosa_fast.run.data import Pipeline, choose_pipeline, loading, open_validation_set
 from cosa_fast.run.log import RunLog
 
 HEADLINE = {
@@ -32,6 +31,11 @@ SECTIONS = ("data", "teacher", "eval", "run")
 def headline(summary: Mapping[str, float]) -> str:
     """An evaluation in a line, from EvalResult.summary(): mIoU; what ξ and ξ† cost against their maps' best fixed
     thresholds, in points; the foreground's share of M's pseudo-label at ξ, and of the truth."""
+    if "image_ap" in summary:
+        return (
+            f"image AP {summary['image_ap']:.1f}  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}  "
+            f"foreground {summary['foreground_share_seg']:.0%} (CAM {summary['foreground_share_cam']:.0%})"
+        )
     figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
     for figure, label in THRESHOLDS.items():
         if figure in summary:
@@ -63,7 +67,7 @@ class LoopEvaluation:
             config, dataset.classes, engine.device, loading=loading(config, pipeline), ranks=ranks
         )
 
-    def evaluate(self) -> tuple[dict[str, EvalResult], bool]:
+    def evaluate(self) -> tuple[dict[str, AnyResult], bool]:
         """{"on": result, "an": result}, and whether they are the best so far.
 
         eval.limit shortens the evaluations in the loop; that after the last iteration is over everything.
@@ -80,7 +84,7 @@ class LoopEvaluation:
             self._report(name, results[name])
         return results, self._is_best(results["an"])
 
-    def _report(self, name: str, result: EvalResult) -> None:
+    def _report(self, name: str, result: AnyResult) -> None:
         iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
         summary = {key: value for key, value in result.summary().items() if value == value}
         self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
@@ -92,7 +96,9 @@ class LoopEvaluation:
         xi, xi_aux = self._engine.threshold_values
         return float(xi), float(xi_aux)
 
-    def _is_best(self, result: EvalResult) -> bool:
+    def _is_best(self, result: AnyResult) -> bool:
+        if isinstance(result, LabelResult):
+            return True  # nothing tells better from worse: the last is the best
         cotrained = self._engine.iteration > self._engine.config.optim.cotrain_after
         summary = result.summary()
         score = summary["seg_label_free"] if cotrained else summary["cam_best"] - 1000
@@ -115,15 +121,13 @@ def configure(networks: Networks, overrides: Sequence[str], where: str) -> Confi
 
 def evaluate_networks(
     networks: Networks, config: Config, names: Sequence[str] = ("on", "an"), *, limit: int | None = None
-) -> dict[str, EvalResult]:
+) -> dict[str, AnyResult]:
     """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it; a terminal shows a
     bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    data, device = config.data, pick_device(config.run.device)
-    dataset = open_dataset(
-        data.format, data.root, data.val_split, labels=data.labels, classes=data.classes, need_labels=False
-    )
+    device = pick_device(config.run.device)
+    dataset = open_validation_set(config)
     pipeline, _ = choose_pipeline(config, device)
     evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
     results = {}

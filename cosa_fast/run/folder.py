@@ -16,6 +16,9 @@ class RunFolder:
         self.manifest = path / "manifest.json"
         self.log = path / "log.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.held_out = (
+            path / "held_out.txt"
+        )  # the images that are evaluated and not trained on, without data.val_split
         self.results = path / "results.json"  # the last evaluation, and pictures of it
         self.gallery = path / "gallery.png"
         self.trace = path / "profile" / "trace.json"  # for chrome://tracing or ui.perfetto.dev
@@ -48,7 +51,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that two runs never mix in one folder."""
-        files = (self.log, self.manifest, self.results, self.gallery)
+        files = (self.log, self.manifest, self.held_out, self.results, self.gallery)
         patterns = ("checkpoints/*.pt", "tensorboard/*", "profile/*")
         for path in (*files, *(path for pattern in patterns for path in self.path.glob(pattern))):
             path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.files import write_text
 from cosa_fast.run import manifest
 from cosa_fast.run.data import Pipeline, choose_pipeline, open_datasets, open_pipeline
@@ -41,7 +41,7 @@ class Summary:
 
     folder: RunFolder
     iteration: int
-    results: dict[str, EvalResult]
+    results: dict[str, AnyResult]
 
     @property
     def directory(self) -> Path:
@@ -90,7 +90,8 @@ class _Run:
         self.config = config
         self.folder = folder
         self.ranks = ranks
-        self.training_set, self.validation_set = open_datasets(config)
+        self.about_data: list[str] = []
+        self.training_set, self.validation_set = open_datasets(config, self.about_data.append)
         ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
@@ -105,7 +106,7 @@ class _Run:
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
 
-    def execute(self, profile: int | None) -> dict[str, EvalResult]:
+    def execute(self, profile: int | None) -> dict[str, AnyResult]:
         """Run to the end, or to a signal: the last evaluation, nothing after a signal or on ranks but the first."""
         main = self.ranks.is_main
         if main:
@@ -116,6 +117,8 @@ class _Run:
             self.engine, self.validation_set, self.pipeline, self.ranks, self.best, self.log
         )
         self.endings = Endings(self.folder, self.engine, self.ranks, self._extra)
+        for text in self.about_data:
+            self.log.message(text)
         try:
             with self.endings.guarded():
                 results = self._loop()
@@ -127,6 +130,8 @@ class _Run:
     def _describe(self) -> None:
         text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False, allow_unicode=True)
         write_text(self.folder.config, text)
+        if self.config.data.val_split is None:
+            write_text(self.folder.held_out, "\n".join(self.validation_set.ids) + "\n")
         extra = {
             "iteration": self.engine.iteration,
             "data_fingerprint": self.training_set.fingerprint(),
@@ -144,7 +149,7 @@ class _Run:
             "pipeline": self.pipeline,
         }
 
-    def _loop(self) -> dict[str, EvalResult]:
+    def _loop(self) -> dict[str, AnyResult]:
         config, engine = self.config, self.engine
         if engine.iteration >= config.optim.iterations:
             results = self._evaluate()
@@ -220,7 +225,7 @@ class _Run:
                 "co-train later (optim.cotrain_after), or see loss.foreground_weight and threshold.clamp"
             )
 
-    def _evaluate(self) -> dict[str, EvalResult]:
+    def _evaluate(self) -> dict[str, AnyResult]:
         results, best = self.evaluation.evaluate()
         if best:
             self.endings.save_best()

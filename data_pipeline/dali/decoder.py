@@ -27,7 +27,7 @@ def decoded_by_dali(
 
     def load(index: int) -> _Item:
         file = read_file(dataset, index, by_pil)
-        return _Item(file, dataset.mask(index, file.size))
+        return _Item(file, dataset.truth(index, file.size))
 
     def open_source(used: int) -> Source[_Item]:
         return Source(load, batches[used:], lambda items: [item.file.content for item in items], threads, prefetch)

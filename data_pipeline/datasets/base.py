@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX, read_bytes, read_image, read_mask, upright_size
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError
@@ -75,6 +75,10 @@ class ImageDataset:
         path = self._images[index]
         return upright_size(path) if self._pack is None else upright_size(path, self._pack.read(self.ids[index]))
 
+    def has_mask(self, index: int) -> bool:
+        """Whether ground truth of this image is at hand; no mask is opened."""
+        return self.has_masks and (self._masks is None or self._masks[index].is_file())
+
     def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W) uint8 in {0..C, 255}, as large as the upright image. size: that image's (height, width); None looks it
         up in its file. UserError if there is no mask, it is unreadable or of another size.
@@ -87,6 +91,10 @@ class ImageDataset:
                 f"{self._images[index]} is {width}x{height} upright; make the mask fit the image as displayed"
             )
         return mask
+
+    def truth(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """The mask of an image of that (height, width); in a set without masks all 255: nothing is known."""
+        return self.mask(index, size) if self.has_masks else np.full(size, IGNORE_INDEX, np.uint8)
 
     def fingerprint(self) -> str:
         """sha256 in hex over classes, ids and labels."""

@@ -1,57 +1,71 @@
-"""Any folder of images with a label file.
+"""Any folder of images with a label file, or with one folder per class.
 
-ROOT/images/SPLIT/, ROOT/images/ or ROOT itself holds the images; ROOT/SPLIT.txt, if there is one, lists the split's ids
-(file names, with or without suffix). ROOT/labels.json or labels.csv gives the image labels; ROOT/masks/ID.png, where
-there is one, the ground truth. A split without a list and without a folder of its own is all images.
+ROOT/images/SPLIT/, ROOT/SPLIT/, ROOT/images/ or ROOT itself holds the images, or folders of them; an image's id is its
+path from there, without suffix. ROOT/SPLIT.txt, if there is one, lists the split's ids (file names, with or without
+suffix). ROOT/labels.json, .csv or .tsv gives the image labels; without such a file the folder that an image lies in
+(cat/xxx.jpg) is its class. ROOT/masks/ID.png, where there is one, is the ground truth. A split without a list and
+without a folder of its own is all images, unless the folder knows other splits.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
-from cosa_fast.data_pipeline.datasets.labels import class_names
-from cosa_fast.data_pipeline.datasets.layout import Layout, file_names, mask_files
+from cosa_fast.data_pipeline.datasets.labels import Labels, class_names
+from cosa_fast.data_pipeline.datasets.layout import Layout, mask_files
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
 from cosa_fast.errors import UserError, hint
 from cosa_fast.files import read_lines
 
+LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 _RESTORE = "restore them or take them off the list"
-_NOT_LISTS = ("classes", "readme", "license")  # text files in ROOT that are no split
+_NOT_LISTS = ("classes", "readme", "license", "requirements", "notes")  # text files in ROOT that are no split
+_SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "trainval")
+_NOT_IMAGES = ("masks",)
 
 
 def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
-    """Where the things of a split are. UserError: no folder, no images, or the split's name is not among those that the
-    folder knows.
+    """Where the things of a split are. UserError: no folder, no images, two label files, or the split's name is not
+    among those that the folder knows.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; put the images there or set data.root=...")
     images = find_images(root, split, pack)
     named = classes or (root / "classes.txt").is_file()
+    there = [name for name in LABEL_FILES if (root / name).is_file()]
+    if len(there) > 1 and there[0] != LABEL_FILES[0]:
+        raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
+    in_folders = all("/" in id for id in images)
     return Layout(
         ids=list(images),
         images=list(images.values()),
         listing=root,
         classes=class_names(root, classes, ()) if named else None,
-        label_files=(root / "labels.json", root / "labels.csv"),
+        label_files=tuple(root / name for name in LABEL_FILES),
+        annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
         masks=mask_files(root / "masks", list(images)),
+        everything=None if pack is not None else _everything(root),
     )
 
 
 def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
-    """Image id (file name without suffix) -> file, in the order of the list, else by name. The files are those of the
-    pack where there is one. UserError: there are none, a listed one is missing, or two have one id.
+    """Image id (path in the split's folder, without suffix) -> file, in the order of the list, else by name. The files
+    are those of the pack where there is one. UserError: there are none, a listed one is missing, or two have one id.
     """
-    folder = next(p for p in (root / "images" / split, root / "images", root) if p.is_dir())
+    folder = _folder_of(root, split)
     listing = root / f"{split}.txt"
     if not listing.is_file() and folder.name != split:
         _refuse_misspelt(root, split)
     found: dict[str, Path] = {}
     source = folder if pack is None else pack.path
-    names = file_names(folder) if pack is None else pack.names
-    for path in sorted(source / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES):
-        if path.stem in found:
-            raise UserError(f"{path}: {found[path.stem].name} has the same id {path.stem}; rename one of them")
-        found[path.stem] = path
+    names = (
+        _image_names(folder) if pack is None else [n for n in pack.names if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+    )
+    for name in sorted(names):
+        id = _id(name)
+        if id in found:
+            raise UserError(f"{source / name}: {found[id].name} has the same id {id}; rename one of them")
+        found[id] = source / name
     if listing.is_file():
         remedy = _RESTORE if pack is None else f"write the pack anew with: {packing_command('folder', root, split)}"
         found = _listed(listing, source, found, remedy)
@@ -62,24 +76,67 @@ def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
     return found
 
 
+def _folder_of(root: Path, split: str) -> Path:
+    return next(p for p in (root / "images" / split, root / split, root / "images", root) if p.is_dir())
+
+
+def _id(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _image_names(folder: Path) -> list[str]:
+    """The images in a folder; where there is none, those in its folders ("cat/xxx.jpg"), hidden ones and masks aside."""
+    direct = [entry.name for entry in folder.iterdir() if _is_image(entry)]
+    if direct:
+        return direct
+    below = (path.relative_to(folder) for path in folder.rglob("*") if _is_image(path))
+    return [
+        path.as_posix()
+        for path in below
+        if path.parts[0] not in _NOT_IMAGES and not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _folder_labels(images: dict[str, Path]) -> Labels:
+    return {id: (id.partition("/")[0],) for id in images}
+
+
+def _everything(root: Path) -> frozenset[str]:
+    """The ids of all images, those of other splits included."""
+    base = root / "images" if (root / "images").is_dir() else root
+    splits = _split_folders(root)
+    folders = [base, *(base / name for name in splits if (base / name).is_dir()), *(root / name for name in splits)]
+    return frozenset(_id(name) for folder in folders if folder.is_dir() for name in _image_names(folder))
+
+
+def _split_folders(root: Path) -> list[str]:
+    """Folders that stand for splits: those whose names are usual, and then their neighbours below images/."""
+    found = [name for name in _SPLIT_FOLDERS if (root / name).is_dir()]
+    below = [p.name for p in (root / "images").iterdir() if p.is_dir()] if (root / "images").is_dir() else []
+    return found + (below if any(name.lower() in _SPLIT_FOLDERS for name in below) else [])
+
+
 def _listed(listing: Path, source: Path, found: dict[str, Path], remedy: str) -> dict[str, Path]:
-    by_name = {**{path.name: path for path in found.values()}, **found}
-    names = read_lines(listing)
+    by_name = {**{path.relative_to(source).as_posix(): id for id, path in found.items()}, **{id: id for id in found}}
+    names = [name.replace("\\", "/").removeprefix("./") for name in read_lines(listing)]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(
             f"{listing}: {len(missing)} of {len(names)} listed images are missing, "
             f"first {source / missing[0]}; {remedy}"
         )
-    return {by_name[name].stem: by_name[name] for name in names}
+    return {by_name[name]: found[by_name[name]] for name in names}
 
 
 def _refuse_misspelt(root: Path, split: str) -> None:
     """UserError where other splits have a list or a folder: one without is a slip, and taking all images for it would
     train on the test set.
     """
-    folders = [p.name for p in (root / "images").iterdir() if p.is_dir()] if (root / "images").is_dir() else []
-    known = sorted({*folders, *(p.stem for p in root.glob("*.txt") if p.stem.lower() not in _NOT_LISTS)})
+    known = sorted({*_split_folders(root), *(p.stem for p in root.glob("*.txt") if p.stem.lower() not in _NOT_LISTS)})
     if known:
         raise UserError(
             f"{root}: no split {split!r}{hint(split, known)}; there are {', '.join(known)}; add {root}/{split}.txt"

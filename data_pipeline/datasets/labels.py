@@ -252,7 +252,8 @@ def _gather(path: Path, entries: Sequence[Entry], spelling: _Spelling, images: I
         rows[id] += 1
         if id in labels and bool(labels[id]) != bool(entry.names):
             raise UserError(
-                f"{path}, {entry.line}: image {entry.image} has classes in one row and none of them in another; correct it"
+                f"{path}, {entry.line}: image {entry.image} has classes in one row and none of them in another; "
+                "correct it"
             )
         labels[id] = tuple(dict.fromkeys((*labels.get(id, ()), *(spelling[name] for name in entry.names))))
     if absent and len(absent) == len(entries):

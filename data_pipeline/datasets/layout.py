@@ -39,8 +39,9 @@ def file_names(folder: Path) -> set[str]:
 
 def mask_files(folder: Path, ids: Sequence[str]) -> list[Path] | None:
     """FOLDER/ID.png of every image, or None if not one of them exists. No mask is opened."""
-    present = file_names(folder)
-    return [folder / f"{id}.png" for id in ids] if any(f"{id}.png" in present for id in ids) else None
+    files = [folder / f"{id}.png" for id in ids]
+    present = {parent: file_names(parent) for parent in {file.parent for file in files}}
+    return files if any(file.name in present[file.parent] for file in files) else None
 
 
 def require_files(images: Sequence[Path], listing: Path) -> None:

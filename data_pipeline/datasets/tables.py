@@ -20,7 +20,10 @@ EMPTY = ("", "nan", "na", "n/a", "null")
 NONE_OF_THEM = ("none", "background", "[]", "-")
 
 _IMAGE_HEADINGS = r"(image|img|file|photo|picture)?[ _-]?(id|name|file|filename|path)?s?|images?|filename|uuid"
-_LABEL_HEADINGS = r"(image|class)?[ _-]?(labels?|class|classes|classnames?|categor(y|ies)|tags?|names?|species|targets?|objects?)[ _-]?\d*"
+_LABEL_HEADINGS = (
+    r"(image|class)?[ _-]?(labels?|class|classes|classnames?|"
+    r"categor(y|ies)|tags?|names?|species|targets?|objects?)[ _-]?\d*"
+)
 _YES = ("1", "1.0", "true", "yes", "x")
 _NO = ("0", "0.0", "-1", "-1.0", "false", "no")
 

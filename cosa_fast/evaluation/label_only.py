@@ -1,0 +1,115 @@
+"""What can be known of networks without one mask: how well they find the classes of an image, and how far CAM and
+segmentation agree. No figure here measures the segmentation against a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosa_fast.evaluation.metrics import ConfusionMatrix, average_precision, mean_iou
+
+# Before there is a ξ, the CAM's pseudo-label is cut at this one.
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What was measured on `images` images without masks.
+
+    classes: the C foreground names. image_ap: average precision of the classifier per class in percent, NaN for a class
+    on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
+    of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
+    foreground_cam: shares of all pixels in [0, 1].
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    image_ap: tuple[float, ...]
+    counts: tuple[int, ...]
+    agreement: tuple[float, ...]
+    foreground_seg: float
+    foreground_cam: float
+    threshold: float
+
+    def summary(self) -> dict[str, float]:
+        """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
+        CPL; foreground_share_seg and foreground_share_cam in [0, 1]; cam_threshold. Nothing that needs a mask."""
+        return {
+            "image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean()),
+            "seg_cam_agreement": float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64))),
+            "foreground_share_seg": self.foreground_seg,
+            "foreground_share_cam": self.foreground_cam,
+            "cam_threshold": self.threshold,
+        }
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}."""
+        rows = zip(self.classes, self.counts, self.image_ap, self.agreement[1:], strict=True)
+        return {name: {"images": n, "image_ap": ap, "seg_cam_agreement": iou} for name, n, ap, iou in rows}
+
+    def table(self) -> str:
+        """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
+        shown = {name: row for name, row in self.per_class().items() if row["images"]}
+        width = max(map(len, [*shown, "all classes"]))
+        summary = self.summary()
+        lines = [f"{'no masks':<{width}}  images  image AP  CAM/seg IoU"]
+        lines += [
+            f"{name:<{width}}  {row['images']:>6}  {_percent(row['image_ap']):>8}  {_percent(row['seg_cam_agreement']):>11}"
+            for name, row in shown.items()
+        ]
+        mean, agreement = _percent(summary["image_ap"]), _percent(summary["seg_cam_agreement"])
+        lines.append(f"{'all classes':<{width}}  {self.images:>6}  {mean:>8}  {agreement:>11}")
+        absent = len(self.classes) - len(shown)
+        lines.append(
+            f"foreground: segmentation {self.foreground_seg:.0%}, CAM at {self.threshold:.2f} {self.foreground_cam:.0%}"
+            + (f"; {absent} classes on none of these images" if absent else "")
+        )
+        return "\n".join(lines)
+
+
+class LabelCounts:
+    """What is gathered over the set: a score per image and class, and one confusion matrix [CPL, segmentation].
+
+    images: how many there are on all ranks together.
+    """
+
+    def __init__(self, classes: Sequence[str], images: int, threshold: float | None, device: torch.device) -> None:
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        self._classes = tuple(classes)
+        self._scores = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
+        self._present = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
+        self._agreement = ConfusionMatrix(len(classes) + 1, device)
+
+    def add_labels(self, position: int, logits: Sequence[Tensor], present: Tensor) -> None:
+        """The image at `position` of those evaluated. logits: one (1 or 2, C) per scale; present: (P,) in 0..C-1."""
+        self._scores[position] = torch.cat(list(logits)).double().mean(0)
+        self._present[position, present] = 1
+
+    def add_pixels(self, confidence: Tensor, category: Tensor, segmentation: Tensor) -> None:
+        """confidence, category, segmentation: (H, W), category and segmentation in 0..C."""
+        self._agreement.update(segmentation, category * (confidence >= self.threshold))
+
+    def tensors(self) -> list[Tensor]:
+        """All that is counted, to be summed over ranks."""
+        return [self._scores, self._present, self._agreement.counts]
+
+    def result(self) -> LabelResult:
+        counts = self._agreement.counts.double()
+        pixels = counts.sum().clamp(min=1)
+        return LabelResult(
+            images=len(self._scores),
+            classes=self._classes,
+            image_ap=tuple((100 * average_precision(self._scores, self._present > 0)).tolist()),
+            counts=tuple(self._present.sum(0).long().tolist()),
+            agreement=tuple((100 * self._agreement.iou()).tolist()),
+            foreground_seg=float(1 - counts[:, 0].sum() / pixels),
+            foreground_cam=float(1 - counts[0].sum() / pixels),
+            threshold=self.threshold,
+        )
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"
