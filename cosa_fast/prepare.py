@@ -1,5 +1,6 @@
-"""Build the label file of a data set, check its images, and with --pack write them into one file:
+"""Check a data set, build its label file where it has none, and with --pack write its images into one file:
 python -m cosa_fast.prepare --format voc --root ROOT --split train_aug --pack
+python -m cosa_fast.prepare --format folder --root ROOT
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.datasets.opening import FORMATS
 from cosa_fast.data_pipeline.datasets.preparation import SOURCES, prepare
+from cosa_fast.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     written.
     """
     asked = _parser().parse_args(argv)
+    if asked.split is None:
+        if asked.format != "folder":
+            raise UserError(f"--split: which list of the {asked.format} set? e.g. --split train")
+        asked.split = "train"
     prepare(
         asked.format,
         asked.root,
@@ -35,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--root", required=True, type=_path, help="the data set's folder")
-    parser.add_argument("--split", required=True, help="which list, e.g. train_aug")
+    parser.add_argument("--split", help="which list, e.g. train_aug (default of a folder: train, or all its images)")
     parser.add_argument(
         "--from", dest="source", choices=SOURCES, help="where labels come from (default: what is there)"
     )

@@ -76,7 +76,8 @@ class Evaluator:
         limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> AnyResult:
-        """What `network` scores on `dataset`, which needs image labels where it has no masks. No gradient is recorded; each module gets its mode (train, eval) back.
+        """What `network` scores on `dataset`, which needs image labels where it has no masks. No gradient is recorded;
+        each module gets its mode (train, eval) back.
 
         thresholds: (ξ, ξ†), at which the CAMs are scored besides their best ones; None where there is none.
         limit: only so many images, evenly spread over the set. progress(done, total) is called after each image.

@@ -56,12 +56,9 @@ class LabelResult:
         width = max(map(len, [*shown, "all classes"]))
         summary = self.summary()
         lines = [f"{'no masks':<{width}}  images  image AP  CAM/seg IoU"]
-        lines += [
-            f"{name:<{width}}  {row['images']:>6}  {_percent(row['image_ap']):>8}  {_percent(row['seg_cam_agreement']):>11}"
-            for name, row in shown.items()
-        ]
-        mean, agreement = _percent(summary["image_ap"]), _percent(summary["seg_cam_agreement"])
-        lines.append(f"{'all classes':<{width}}  {self.images:>6}  {mean:>8}  {agreement:>11}")
+        for name, row in [*shown.items(), ("all classes", {**summary, "images": self.images})]:
+            ap, agreement = _percent(row["image_ap"]), _percent(row["seg_cam_agreement"])
+            lines.append(f"{name:<{width}}  {row['images']:>6}  {ap:>8}  {agreement:>11}")
         absent = len(self.classes) - len(shown)
         lines.append(
             f"foreground: segmentation {self.foreground_seg:.0%}, CAM at {self.threshold:.2f} {self.foreground_cam:.0%}"

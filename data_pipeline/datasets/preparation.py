@@ -1,8 +1,9 @@
 """Preparing a data set: check every image, build its label file, and if asked for write the images into one tar."""
 
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,13 +11,23 @@ import numpy as np
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.coco import instances_path, read_instances
+from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES
 from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
-from cosa_fast.data_pipeline.datasets.labels import Labels, encode_labels, read_labels, require_labels, write_labels
+from cosa_fast.data_pipeline.datasets.labels import (
+    ImageNames,
+    Labels,
+    encode_labels,
+    read_labels,
+    require_labels,
+    write_labels,
+)
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.voc import LISTS, ONEHOT_NAME, read_annotations
 from cosa_fast.errors import UserError
+from cosa_fast.files import write_text
 
+Size = tuple[int, int]
 SOURCES = ("masks", "xml", "npy", "coco")
 
 
@@ -32,41 +43,53 @@ def prepare(
     workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Write the label file of a split, after every image has been decoded, and then the tar of its images if `packed`
-    names one. Entries of other splits that are in the label file already stay.
+    """Check every image of a split, write its label file unless the user has written one, and then the tar of its
+    images if `packed` names one.
 
+    A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's: it is checked, against the
+    masks too where there are some, and never replaced. classes.txt is written where only the labels name the classes.
     source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
-    something else. output: the label file to write (None: ROOT/labels.json). workers: threads that decode. say: is
-    told the counts and what was written.
+    something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
+    workers: threads that decode. say: is told how labels were understood, counts, what was written and how to train.
     UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
-    written; or bad images, each named on stderr before.
+    written or holds other labels; or bad images, each named on stderr before.
     """
     if workers < 0:
         raise UserError(f"--workers is {workers}; wanted 0 or more")
     if packed is not None and packed.suffix != ".tar":
         raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
-    output = output or root / "labels.json"
-    dataset = open_dataset(format, root, split, need_labels=False, labels=given)
-    labels = collect_labels(format, root, split, dataset, source, given, workers)
-    kept = write_merged(output, labels)
-    say(count_labels(dataset.classes, labels))
-    say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
+    own = None if source or given or output else users_labels(format, root, split)
+    dataset = open_dataset(format, root, split, need_labels=own is not None, labels=given, say=say)
+    if own is not None:
+        labels, sizes = check_labels(dataset, workers, say)
+        say(count_labels(dataset.classes, labels))
+        say(f"{own}: your labels, left as they are")
+    else:
+        labels, sizes = collect_labels(format, root, split, dataset, source, given, workers)
+        output = output or root / "labels.json"
+        kept = write_merged(output, labels)
+        say(count_labels(dataset.classes, labels))
+        say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
+    if format == "folder":
+        write_classes(root / "classes.txt", dataset.classes, say)
+    say(describe_sizes(sizes))
+    say(suggest(format, root, split, len(dataset)))
     if packed is not None:
         say(pack(dataset, split, packed))
 
 
 def collect_labels(
     format: str, root: Path, split: str, dataset: ImageDataset, source: str | None, given: Path | None, workers: int
-) -> Labels:
-    """The labels of every image of the split, all of which have been decoded by then. Arguments and UserErrors as in
-    `prepare`.
+) -> tuple[Labels, list[Size]]:
+    """The labels of every image of the split, and the images' (width, height); all have been decoded by then. Arguments
+    and UserErrors as in `prepare`.
     """
     if source not in (None, "npy"):
         given = None
     source = str(given) if given is not None else source or find_source(format, root, dataset)
-    labels = inspect(dataset, masks=source == "masks", workers=workers)
+    labels, sizes = inspect(dataset, range(len(dataset)) if source == "masks" else (), workers=workers)
     if given is not None:
-        labels = read_labels(given, dataset.classes)
+        labels = read_labels(given, dataset.classes, ImageNames(dataset.ids))
     elif source == "coco":
         labels = read_instances(instances_path(root, split)).labels
     elif source == "xml":
@@ -77,7 +100,73 @@ def collect_labels(
             raise UserError(f"{root}: no {ONEHOT_NAME} there or in {LISTS}; give --labels FILE")
         labels = read_labels(onehot, dataset.classes)
     require_labels(encode_labels(labels, dataset.ids, dataset.classes, source), dataset.ids, source)
-    return {id: labels[id] for id in dataset.ids}
+    return {id: labels[id] for id in dataset.ids}, sizes
+
+
+def users_labels(format: str, root: Path, split: str) -> Path | None:
+    """The label file that the user has written for this split; None if there is none with a label of one of its images.
+    UserError where it cannot be read.
+    """
+    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if path is None or (format != "folder" and path.suffix != ".json"):
+        return None
+    if format == "folder":
+        return path
+    ids = open_dataset(format, root, split, need_labels=False).ids
+    return path if set(ids) & set(read_labels(path, None)) else None
+
+
+def check_labels(dataset: ImageDataset, workers: int, say: Callable[[str], None]) -> tuple[Labels, list[Size]]:
+    """The labels that the set was opened with, and the images' (width, height), after every image and mask has been
+    decoded. say: is told of labels that differ from what the mask shows. UserError as in `inspect`.
+    """
+    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    shown, sizes = inspect(dataset, masked, workers=workers)
+    labels = {
+        id: tuple(name for name, present in zip(dataset.classes, dataset.labels(index), strict=True) if present)
+        for index, id in enumerate(dataset.ids)
+    }
+    differing = [id for index in masked if set(shown[id := dataset.ids[index]]) != set(labels[id])]
+    if differing:
+        say(f"labels and masks differ on {len(differing)} of {len(masked)} images that have both:")
+    for id in differing[:5]:
+        say(f"  {id}: the label says {_listing(labels[id])}, the mask {_listing(shown[id])}")
+    return labels, sizes
+
+
+def write_classes(path: Path, classes: Sequence[str], say: Callable[[str], None]) -> None:
+    """Write the class names, one a line, unless there is such a file; their order is that of the numbers in masks."""
+    if path.is_file():
+        return
+    write_text(path, "\n".join(classes) + "\n")
+    say(f"{path}: {len(classes)} class names; from now on a label that is not among them is refused")
+
+
+def describe_sizes(sizes: Sequence[Size]) -> str:
+    """Smallest, middle and largest image by area, as text."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    low, middle, high = (ordered[index] for index in (0, len(ordered) // 2, -1))
+    return f"sizes: from {low[0]}x{low[1]} to {high[0]}x{high[1]}, the middle one {middle[0]}x{middle[1]}"
+
+
+def suggest(format: str, root: Path, split: str, images: int) -> str:
+    """The command that trains on so many images. The schedule is that of PASCAL VOC (12 passes over 10582 images
+    in batches of 4; co-training after 3/16, EMA over 1/20 of it), with 2000 iterations at the least."""
+    iterations = min(80_000, max(2000, round(12 * images / 4000) * 1000))
+    settings = {
+        "data.root": shlex.quote(str(root)),
+        **({} if (format, split) == ("folder", "train") else {"data.train_split": split}),
+        "optim.iterations": iterations,
+        "optim.cotrain_after": iterations * 3 // 16,
+        "optim.warmup": iterations // 20,
+        "optim.batch_size": 4,
+        "optim.lr": "6e-5",
+        "teacher.momentum": round(1 - 20 / iterations, 5),
+        "eval.every": iterations // 8,
+    }
+    recipe = {"synthetic": "demo"}.get(format, format)
+    overrides = " ".join(f"{key}={value}" for key, value in settings.items())
+    return f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
 
 
 def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
@@ -95,21 +184,22 @@ def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
     raise UserError(f"{root}: neither Annotations, {ONEHOT_NAME} nor masks to take labels from; give --labels FILE")
 
 
-def inspect(dataset: ImageDataset, *, masks: bool = False, workers: int = 0) -> Labels:
-    """Image id -> the classes that its mask shows (none if `masks` is False), after every image, and with `masks` its
-    mask too, has been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
+def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int = 0) -> tuple[Labels, list[Size]]:
+    """(image id -> the classes that its mask shows, (width, height) per image), after every image, and the masks of
+    those at `masks`, have been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
     """
+    wanted = set(masks)
 
-    def look(index: int) -> tuple[tuple[str, ...], str | None]:
+    def look(index: int) -> tuple[tuple[str, ...], Size, str | None]:
         try:
             image = dataset.image(index)
-            values = np.unique(dataset.mask(index, (image.height, image.width))) if masks else ()
+            values = np.unique(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
         except UserError as error:
-            return (), str(error)
-        return tuple(dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX)), None
+            return (), (0, 0), str(error)
+        return tuple(dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX)), image.size, None
 
     with ThreadPoolExecutor(max(1, workers), "cosa_fast prepare") as pool:
-        names, problems = zip(*pool.map(look, range(len(dataset))), strict=True)
+        names, sizes, problems = zip(*pool.map(look, range(len(dataset))), strict=True)
     bad = [problem for problem in problems if problem]
     for problem in bad:
         print(f"bad: {problem}", file=sys.stderr)
@@ -118,12 +208,21 @@ def inspect(dataset: ImageDataset, *, masks: bool = False, workers: int = 0) -> 
             f"{len(bad)} of {len(dataset)} images are bad (listed above), no label file written; "
             "replace them or take them off the list, and run again"
         )
-    return dict(zip(dataset.ids, names, strict=True))
+    return dict(zip(dataset.ids, names, strict=True)), list(sizes)
 
 
 def write_merged(output: Path, labels: Labels) -> int:
-    """Write the label file, keeping the entries of other splits that are in it already; returns how many those are."""
+    """Write the label file, keeping the entries of other images that are in it already; returns how many those are.
+    UserError if it holds other labels of these images.
+    """
     others = read_labels(output, None) if output.is_file() else {}
+    differing = [id for id, names in others.items() if id in labels and set(names) != set(labels[id])]
+    if differing:
+        id = differing[0]
+        raise UserError(
+            f"{output}: holds other labels of {len(differing)} images, first {id}: {_listing(others[id])} there, "
+            f"{_listing(labels[id])} now; it is left as it is: remove it, or write another file with -o FILE"
+        )
     kept = {id: names for id, names in others.items() if id not in labels}
     write_labels(output, {**kept, **labels})
     return len(kept)
@@ -147,6 +246,10 @@ def pack(dataset: ImageDataset, split: str, path: Path) -> str:
     names = (f"{id}{dataset.image_path(index).suffix}" for index, id in enumerate(dataset.ids))
     size = write_pack(path, ((name, dataset.encoded(index)) for index, name in enumerate(names)))
     return f"{path}: {len(dataset)} images of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)) or "none of the classes"
 
 
 def _onehot(root: Path) -> Path | None:
