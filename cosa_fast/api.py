@@ -19,12 +19,14 @@ from PIL import Image
 from cosa_fast.config.parsing import load_config
 from cosa_fast.data_pipeline.datasets.images import read_image
 from cosa_fast.evaluation.evaluator import AnyResult
+from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Segmenter
+from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.run.evaluating import configure, evaluate_networks
 from cosa_fast.run.training import Summary, train
 
-__all__ = ["EvalResult", "Summary", "evaluate", "load_config", "segment", "train"]
+__all__ = ["EvalResult", "LabelResult", "Summary", "evaluate", "load_config", "segment", "train"]
 
 
 def evaluate(
@@ -34,7 +36,8 @@ def evaluate(
     networks: Sequence[str] = ("on", "an"),
     limit: int | None = None,
 ) -> dict[str, AnyResult]:
-    """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}.
+    """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}; a LabelResult
+    where that has no masks.
 
     overrides: "key=value" for the sections data, teacher, eval and run of the checkpoint's configuration. networks:
     which of the two. limit: only so many images, evenly spread over the set.

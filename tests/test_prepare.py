@@ -170,3 +170,18 @@ def test_the_module_runs_as_a_command() -> None:
     command = [sys.executable, "-m", "cosa_fast.prepare", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.startswith("usage: python -m cosa_fast.prepare")) == (0, True)
+
+
+def test_the_users_labels_are_checked_and_never_replaced(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = json.loads((root / "labels.json").read_text())
+    labels["train_00003"] = ["dots"] if labels["train_00003"] != ["dots"] else ["rings"]
+    text = json.dumps(labels)
+    (root / "labels.json").write_text(text)
+    assert run(root) == 0
+    out = capsys.readouterr().out
+    assert "labels and masks differ on 1 of 10 images that have both:" in out
+    assert "train_00003: the label says" in out
+    assert (root / "labels.json").read_text() == text
+    with pytest.raises(UserError, match="holds other labels of 1 images, first train_00003"):
+        run(root, "--from", "masks")
+    assert (root / "labels.json").read_text() == text

@@ -85,7 +85,7 @@ def _id(name: str) -> str:
 
 
 def _image_names(folder: Path) -> list[str]:
-    """The images in a folder; where there is none, those in its folders ("cat/xxx.jpg"), but no hidden ones and masks."""
+    """The images in a folder; where there is none, those in its folders ("cat/xxx.jpg"), no hidden one and no mask."""
     direct = [entry.name for entry in folder.iterdir() if _is_image(entry)]
     if direct:
         return direct

@@ -67,8 +67,9 @@ def read_rows(
     title = f"image names in column {_name(names, image)}"
     if heading and flags and not _labelled(names, others):
         _require_clear(path, names, body, others, flags)
+        zeros = any(row[column].lower() in _NO for row in body for column in flags if column < len(row))
         ignored = [names[c] for c in others if c not in flags and c < len(names) and names[c]]
-        entries = [_flagged(path, line, row, image, flags, names) for line, row in zip(where, body, strict=True)]
+        entries = [_flagged(path, line, row, image, flags, names, zeros) for line, row in zip(where, body, strict=True)]
         chosen = ", ".join(names[column] for column in flags)
         return entries, f"{title}, one column per class: {chosen}{_ignoring(ignored)}"
     columns = _label_columns(path, names, body, others)
@@ -200,7 +201,10 @@ def _named(path: Path, line: str, row: list[str], image: int, columns: Sequence[
     return Entry(line, _image(path, line, row, image), classes)
 
 
-def _flagged(path: Path, line: str, row: list[str], image: int, flags: Sequence[int], names: list[str]) -> Entry:
+def _flagged(
+    path: Path, line: str, row: list[str], image: int, flags: Sequence[int], names: list[str], zeros: bool
+) -> Entry:
+    """zeros: whether absent classes are written as 0 in this table, so that an empty cell is an omission."""
     if len(row) > len(names):
         raise UserError(f"{path}, {line}: {len(row)} cells, but the heading has {len(names)}; mend the line")
     present = []
@@ -209,7 +213,7 @@ def _flagged(path: Path, line: str, row: list[str], image: int, flags: Sequence[
         if value in _YES:
             present.append(names[column])
     marks = [row[column].lower() if column < len(row) else "" for column in flags]
-    if "" in marks and any(mark in _NO for mark in marks):
+    if "" in marks and zeros:
         raise UserError(f"{path}, {line}: column {names[flags[marks.index('')]]} is empty; write 0 or 1")
     return Entry(line, _image(path, line, row, image), None if set(marks) == {""} else tuple(present))
 

@@ -256,13 +256,6 @@ def test_other_classes_than_the_networks_are_refused(tmp_path: Path) -> None:
         evaluate(ColourNet(), dataset)
 
 
-def test_set_without_masks_is_refused(tmp_path: Path) -> None:
-    image = tmp_path / "a.png"
-    Image.new("RGB", (8, 8)).save(image)
-    with pytest.raises(UserError, match="has no masks"):
-        evaluate(ColourNet(), ImageDataset(CLASSES, ["a"], [image]))
-
-
 def test_limit_takes_images_evenly_from_the_set(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, [np.full((8 * (i + 1), 8), i % 4, np.uint8) for i in range(6)])
     model = ColourNet()
