@@ -4,7 +4,6 @@ this file; it imports nothing of the project."""
 from collections.abc import Collection
 from difflib import get_close_matches
 
-
 LONGEST_MESSAGE = 500
 
 

@@ -17,7 +17,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         """run.output/run.name."""
-        return cls(Path(config.run.output) / config.run.name)
+        return cls(Path(config.run.output).expanduser() / config.run.name)
 
     @property
     def config(self) -> Path:

@@ -17,7 +17,6 @@ from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError, first_line, hint
 from cosa_fast.files import read_json
 
-
 _LONGEST_OUTLINE = 1_000_000
 
 
@@ -56,7 +55,7 @@ class CocoDataset(ImageDataset):
                 if image in sizes:
                     check_annotation(annotation, sizes[image], categories)
             except (ValueError, TypeError, KeyError, OverflowError) as error:
-                problems.append(f"annotation {annotation.get('id')!r} of image {image!r}: {error!r}"[:200])
+                problems.append(f"annotation {annotation.get('id')!r} of image {image!r}: {first_line(error)}"[:200])
         if problems:
             count = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{self._instances.path}: {problems[0]}{count}; mend the file")
@@ -167,7 +166,9 @@ def check_annotation(annotation: dict[str, Any], size: tuple[int, int], categori
     width) `size`. The C library that draws polygons trusts them: null or 1e9 among the coordinates end the process, and
     an odd one gives an empty mask.
     """
-    if not all(type(side) is int and side > 0 for side in size) or math.prod(size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+    if not all(type(side) is int and side > 0 for side in size) or math.prod(size) > (
+        Image.MAX_IMAGE_PIXELS or math.inf
+    ):
         raise ValueError(f"the image's height and width are {size[0]!r} and {size[1]!r}")
     if annotation["category_id"] not in categories:
         raise ValueError(f"its category {annotation['category_id']!r} is none of the file's")

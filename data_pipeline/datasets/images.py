@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cosa_fast.errors import UserError, first_line
 
-# PIL tells a file's format by its content, and knows fifty: an EPS named x.jpg would be handed to Ghostscript. These are
-# the ones of `IMAGE_SUFFIXES`; a JPEG with several pictures counts as JPEG.
+# PIL goes by a file's content, whatever its name, and knows fifty formats: an EPS named x.jpg would be handed to
+# Ghostscript. These are the formats of `IMAGE_SUFFIXES`; a JPEG with several pictures counts as JPEG.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IGNORE_INDEX = 255
@@ -36,8 +36,8 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
 
     Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep the high byte); transparent pixels are shown
     on white; of several frames the first is taken.
-    UserError naming the file: missing, not an image of one of `FORMATS`, corrupt, truncated, floating point, or more pixels than PIL's
-    decompression-bomb limit.
+    UserError naming the file: missing, not an image of one of `FORMATS`, corrupt, truncated, floating point, or more
+    pixels than PIL's decompression-bomb limit.
     """
     with opened(path, data) as image:
         image.load()
@@ -113,7 +113,10 @@ def read_bytes(path: Path) -> bytes:
 def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """PIL's lazy image; whatever goes wrong inside the block becomes a UserError that names the file."""
     try:
-        with open(path, "rb") if data is None else BytesIO(data) as stream, Image.open(stream, formats=FORMATS) as image:
+        with (
+            open(path, "rb") if data is None else BytesIO(data) as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError  # PIL itself only warns up to twice as many
             yield image

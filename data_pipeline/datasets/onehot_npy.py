@@ -26,20 +26,21 @@ _NAMES = {
     **{f"numpy.{core}.multiarray scalar": "scalar" for core in ("core", "_core")},
     **{f"numpy.{core}.numeric _frombuffer": "_frombuffer" for core in ("core", "_core")},
 }
-_NUMBERS = frozenset(("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"))
+_NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 _OBJECT = "O8"
 
 # Opcodes by what they do to the stack.
-_VALUES = frozenset(
-    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
-    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
-)
+_VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-_GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
-_NOTHING = frozenset(("PROTO", "FRAME", "STOP"))
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_NOTHING = {"PROTO", "FRAME", "STOP"}
 
 
 def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
@@ -79,8 +80,9 @@ class _Array:
 
 
 class _Machine:
-    """A pickle's stack, its marks and its memo, for the opcodes above. Every value on the stack is a str, bytes, number,
-    None, tuple, list, dict, or one of this file's own classes. ValueError for whatever is not of the field's form.
+    """A pickle's stack, its marks and its memo, for the opcodes above. Every value on the stack is a str, bytes,
+    number, None, tuple, list, dict, or of one of this file's own classes. ValueError for whatever is not of the
+    field's form.
     """
 
     def __init__(self) -> None:
@@ -114,7 +116,7 @@ class _Machine:
             self._stack = []
         elif opcode in ("TUPLE", "LIST", "DICT"):
             items = self._to_mark()
-            self._stack.append({"TUPLE": tuple, "LIST": list, "DICT": _pairs}[opcode](items))
+            self._stack.append(items if opcode == "LIST" else tuple(items) if opcode == "TUPLE" else _pairs(items))
         elif opcode in ("APPENDS", "SETITEMS"):
             items = self._to_mark()
             self._extend(items if opcode == "APPENDS" else _pairs(items))
