@@ -1,5 +1,5 @@
-"""Benchmarks. Doors: throughput, kernels, data, memory; each runs as `python bench/NAME.py` and `python -m bench.NAME`
-from a clone that is not installed.
+"""Benchmarks. Doors: throughput, kernels, data, memory, ablate; each runs as `python bench/NAME.py` and
+`python -m bench.NAME` from a clone that is not installed.
 
 timing: quantiles, time and memory of a call, replay from a CUDA graph
 tables: terms, failures, tables, charts

@@ -17,7 +17,7 @@ if not __package__:  # run as a file: the clone comes first on the path, install
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.arguments import require_positive, result_file
-from bench.views.comparison import Options, measure_all, save_chart
+from bench.views.comparison import measure_all, save_chart
 from bench.views.provider import STAGES
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
@@ -50,10 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     asked = parse(argv)
     config = load_config(asked.config, asked.overrides)
-    options = Options(asked.stages, asked.workers, asked.images, asked.enlarge, asked.windows, asked.batches)
     cores = len(os.sched_getaffinity(0))
     machine = manifest.describe(config, pick_device(config.run.device), cores=cores, file_cache="warm")
-    for results in measure_all(config, options):
+    numbers = {name: getattr(asked, name) for name in ("images", "enlarge", "windows", "batches")}
+    for results in measure_all(config, asked.stages, asked.workers, **numbers):
         if asked.out is not None:
             write_json(asked.out, {"machine": machine, "results": results})
     if asked.out is not None:

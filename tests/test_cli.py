@@ -76,14 +76,6 @@ def test_voc_without_its_images_on_the_real_command_line(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_on_the_real_command_line(tmp_path: Path) -> None:
-    result = command("voc.yaml", "--debug", "optim.lerning_rate=1", cwd=tmp_path)
-
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert "UserError" in result.stderr.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

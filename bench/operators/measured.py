@@ -16,16 +16,7 @@ from bench.operators.output import machine
 from bench.operators.scene import Size
 from bench.operators.static import tensors
 from bench.tables import failure
-from bench.timing import (
-    Clock,
-    CudaClock,
-    NotCaptured,
-    Run,
-    captured,
-    count_launches,
-    extra_memory,
-    time_run,
-)
+from bench.timing import Clock, CudaClock, NotCaptured, Run, captured, count_launches, extra_memory, time_run
 
 # In the order in which they are measured, so that what a time budget cuts off is the least wanted.
 PROVIDERS = ("ours", "eager", "compiled")

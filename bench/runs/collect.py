@@ -21,15 +21,12 @@ CURVE = (*TERMS, "foreground_share")
 def collect(path: Path) -> dict[str, Any]:
     """What a run's folder says of it; of the machine's paths only the last names."""
     run = read_run(path)
-    ends = [record["iteration"] for record in run.training]
-    spans = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
-    seconds = sum(record["seconds_per_iteration"] * span for record, span in zip(run.training, spans, strict=True))
     config = run.config
     for section, key in (("data", "root"), ("model", "weights")):
         config[section][key] = Path(config[section][key]).name
     return {
         "results": {record["network"]: record for record in run.evaluations},
-        "training_minutes": round(seconds / 60, 1),
+        "training_minutes": round(run.minutes, 1),
         "manifest": run.manifest,
         "config": config,
         "curve": [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,15 @@ class FinishedRun(NamedTuple):
     manifest: dict[str, Any]
     config: dict[str, Any]
 
+    @property
+    def minutes(self) -> float:
+        """The time of its training steps, without evaluations; steps that were done again after an interruption count
+        once."""
+        ends = [record["iteration"] for record in self.training]
+        spans = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+        seconds = (record["seconds_per_iteration"] * span for record, span in zip(self.training, spans, strict=True))
+        return sum(seconds) / 60
+
 
 def read_run(path: Path) -> FinishedRun:
     """UserError for a file that is missing."""
@@ -32,4 +43,13 @@ def read_run(path: Path) -> FinishedRun:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """A file with a line of JSON for each record. UserError where it is missing."""
-    return [json.loads(line) for line in read_lines(path)]
+    return parse_records(read_lines(path))
+
+
+def parse_records(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The records in these lines; those that a killed process left unfinished are passed over."""
+    records = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records

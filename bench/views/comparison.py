@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import product
@@ -30,20 +29,6 @@ QUALITY = 90  # of enlarged images
 READS = 5  # times all files are read
 SOURCES = ("files", "packed")
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured: the first `images` images as they are, and if `enlarge` is a number, as JPEGs whose longer
-    side has so many pixels; at every stage every pipeline with every count of `workers` (processes, or threads), in
-    `windows` windows of `batches` batches."""
-
-    stages: Sequence[str]
-    workers: Sequence[int]
-    images: int
-    enlarge: int | None
-    windows: int
-    batches: int
 
 
 def copy_images(dataset: ImageDataset, root: Path, count: int, enlarge: int | None) -> dict[str, Any]:
@@ -176,22 +161,27 @@ def providers(config: Config, stage: str, root: Path, counts: Sequence[int], nam
     ]
 
 
-def measure_all(config: Config, options: Options) -> Iterator[list[dict[str, Any]]]:
-    """Print the table of every image set and stage; after each, all results so far."""
+def measure_all(
+    config: Config, stages: Sequence[str], workers: Sequence[int], *,
+    images: int, enlarge: int | None, windows: int, batches: int,
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """Print a table for the first `images` images as they are, if `enlarge` is a number also as JPEGs whose longer side
+    has so many pixels, and for every stage: every pipeline with every count of `workers`, in `windows` windows of
+    `batches` batches. After each, all results so far."""
     data, size = config.data, config.optim.batch_size
     dataset = open_dataset(data.format, data.root, data.train_split, need_labels=False, pack=data.pack)
     results: list[dict[str, Any]] = []
     names = pipelines()
-    for enlarge in dict.fromkeys((None, options.enlarge)):
+    for side in dict.fromkeys((None, enlarge)):
         with tempfile.TemporaryDirectory(prefix="cosa_fast_bench_") as folder:
             root = Path(folder)
-            images = copy_images(dataset, root, options.images, enlarge)
-            images["read_images_per_second"] = read_speed(root)
-            for stage in options.stages:
-                competing = providers(config, stage, root, options.workers, names)
+            facts = copy_images(dataset, root, images, side)
+            facts["read_images_per_second"] = read_speed(root)
+            for stage in stages:
+                competing = providers(config, stage, root, workers, names)
                 results.append({
-                    "stage": stage, "images": images, "crop": data.crop_size, "batch_size": size,
-                    "batches": options.batches, "providers": compare(competing, options.windows, options.batches),
+                    "stage": stage, "images": facts, "crop": data.crop_size, "batch_size": size,
+                    "batches": batches, "providers": compare(competing, windows, batches),
                 })  # fmt: skip
                 print_table(results[-1])
                 yield results

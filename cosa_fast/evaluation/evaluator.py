@@ -137,8 +137,11 @@ class _CamCounts:
 
     def score(self, indices: Sequence[int], coexistence: Sequence[int]) -> CamScore:
         best = self.sweep.best(indices)
-        own = None if self.threshold is None else _score(self.at_threshold.iou(), indices, coexistence)
-        return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, self.threshold)
+        own = share = None
+        if self.threshold is not None:
+            own = _score(self.at_threshold.iou(), indices, coexistence)
+            share = self.at_threshold.foreground_shares()[1]
+        return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, self.threshold, share)
 
 
 class _Counts:
@@ -202,6 +205,7 @@ class _Counts:
             cam_label_free=self.cam_label_free.score(indices, coexistence),
             cam_aux=self.cam_aux.score(indices, coexistence) if has_aux else None,
             ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
+            foreground_share_true=self.label_free.foreground_shares()[0],
         )
 
 

@@ -63,6 +63,14 @@ class ConfusionMatrix:
         """Mean IoU over `indices` (None: all K), classes without an IoU left out; NaN when none is left."""
         return float(mean_iou(self.iou(), indices))
 
+    def foreground_shares(self) -> tuple[float, float]:
+        """Of all pixels counted, the shares in [0, 1] that the truth and the prediction call foreground (any class but
+        0); NaN where none was counted."""
+        total = int(self.counts.sum())
+        if total == 0:
+            return math.nan, math.nan
+        return int(self.counts[1:].sum()) / total, int(self.counts[:, 1:].sum()) / total
+
 
 class BestThreshold(NamedTuple):
     """miou: in [0, 1]; threshold: the confidence at which it is reached; iou: (K,) float64 there."""

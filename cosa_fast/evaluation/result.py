@@ -18,21 +18,32 @@ class Score:
 
 @dataclass(frozen=True)
 class CamScore:
-    """CPLs of one map: at the fixed threshold that fits the truth best, and at ξ or ξ† (None: not given)."""
+    """CPLs of one map: at the fixed threshold that fits the truth best, and at ξ or ξ† (None: not given).
+
+    foreground_share: of the pixels that have a truth, the share in [0, 1] that the CPL at ξ or ξ† calls foreground.
+    """
 
     best: Score
     best_threshold: float
     at_threshold: Score | None
     threshold: float | None
+    foreground_share: float | None
+
+    @property
+    def threshold_loss(self) -> float | None:
+        """mIoU points that ξ or ξ† costs against the best fixed threshold, None without one. Below 0 where it lies
+        between two fixed ones and beats both."""
+        return None if self.at_threshold is None else self.best.miou - self.at_threshold.miou
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What evaluate_network measured on `images` images.
+    """What `Evaluator.evaluate` measured on `images` images.
 
     classes: the K names, background first; indices: those of them that the means are over.
     cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
-    cam_label_free is M' gated by the classes that the classifier itself predicts.
+    cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
+    [0, 1] of the pixels with a truth that are foreground; NaN if there are none.
     """
 
     images: int
@@ -44,6 +55,7 @@ class EvalResult:
     cam_label_free: CamScore
     cam_aux: CamScore | None
     ensemble: CamScore | None
+    foreground_share_true: float
 
     def columns(self) -> dict[str, Score]:
         """Every score by its name in `summary`."""
@@ -59,7 +71,10 @@ class EvalResult:
         cam_aux_..., ensemble_...
 
         With coexistence classes also c_miou_NAME for each of them. NAME_threshold and NAME_best_threshold are the
-        confidences in [0, 1] behind NAME_at_threshold and NAME_best. What was not measured is left out.
+        confidences in [0, 1] behind NAME_at_threshold and NAME_best. How ξ and ξ† err: cam_threshold_loss and
+        cam_aux_threshold_loss, the mIoU points that they cost against the best fixed threshold; foreground_share_cam
+        and foreground_share_cam_aux, the shares of pixels that their CPLs call foreground, beside
+        foreground_share_true. What was not measured is left out.
         """
         columns = self.columns()
         values = {name: score.miou for name, score in columns.items()}
@@ -68,6 +83,11 @@ class EvalResult:
             if cam.threshold is not None:
                 values[f"{name}_threshold"] = cam.threshold
         values |= {f"c_miou_{name}": score.c_miou for name, score in columns.items() if score.c_miou is not None}
+        values["foreground_share_true"] = self.foreground_share_true
+        for name, own in (("cam", self.cam), ("cam_aux", self.cam_aux)):
+            if own is not None and own.threshold_loss is not None and own.foreground_share is not None:
+                values[f"{name}_threshold_loss"] = own.threshold_loss
+                values[f"foreground_share_{name}"] = own.foreground_share
         return values
 
     def per_class(self) -> dict[str, dict[str, float]]:

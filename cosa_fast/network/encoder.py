@@ -122,7 +122,7 @@ class Encoder(nn.Module):
         return features, _to_map(levels[0], grid) if self._has_aux else None
 
     def pack(self, kind: str) -> None:
-        """Make `forward_packed` possible, with attention by the kernel `kind` (cosa_fast/attention.py). UserError if
+        """Make `forward_packed` possible, with attention by the kernel `kind` (network/attention.py). UserError if
         the backbone is no plain ViT."""
         pack(self.backbone, kind)
         self.packed = kind

@@ -10,7 +10,7 @@ import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 import safetensors
@@ -24,9 +24,7 @@ import timm  # isort: skip
 
 from cosa_fast.errors import UserError, first_line, one_line
 from cosa_fast.network.encoder import Encoder, check_name, create_backbone
-
-if TYPE_CHECKING:
-    from cosa_fast.network.model import CoSANet
+from cosa_fast.network.model import CoSANet
 
 State = dict[str, Tensor]
 
@@ -95,7 +93,7 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor], *, source: str)
 
 
 def import_official(
-    source: str | Path | Mapping[str, Any], model: "CoSANet", *, name: str = "the given state dict"
+    source: str | Path | Mapping[str, Any], model: CoSANet, *, name: str = "the given state dict"
 ) -> str:
     """Load a whole network in the naming of the official release into `model`; returns the report.
 

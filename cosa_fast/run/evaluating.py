@@ -1,6 +1,6 @@
 """Evaluations of ON and AN: in the loop, with the choice of the best checkpoint, and of a checkpoint's networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -24,8 +24,24 @@ HEADLINE = {
     "seg_label_aware": "seg label-aware",
     "cam_best": "CAM at best threshold",
 }
+THRESHOLDS = {"cam_threshold_loss": "at ξ", "cam_aux_threshold_loss": "CAM† at ξ†"}
 # The rest of the configuration shaped the weights; changing it for an evaluation would change nothing, silently.
 SECTIONS = ("data", "teacher", "eval", "run")
+
+
+def headline(summary: Mapping[str, float]) -> str:
+    """An evaluation in a line, from EvalResult.summary(): mIoU; what ξ and ξ† cost against their maps' best fixed
+    thresholds, in points; the foreground's share of M's pseudo-label at ξ, and of the truth."""
+    figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
+    for figure, label in THRESHOLDS.items():
+        if figure in summary:
+            points = summary[figure]
+            figures.append(f"{label} {abs(points):.1f} {'less' if points >= 0 else 'more'}")
+    if "foreground_share_cam" in summary:
+        figures.append(
+            f"foreground {summary['foreground_share_cam']:.0%} (truth {summary['foreground_share_true']:.0%})"
+        )
+    return "  ".join(figures)
 
 
 class LoopEvaluation:
@@ -68,8 +84,7 @@ class LoopEvaluation:
         iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
         summary = {key: value for key, value in result.summary().items() if value == value}
         self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
-        figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
-        self._log.message(f"iteration {iteration} {name.upper()}: {'  '.join(figures)}")
+        self._log.message(f"iteration {iteration} {name.upper()}: {headline(summary)}")
 
     def _thresholds(self) -> Thresholds:
         if not has_thresholds(self._engine.config, self._engine.iteration):

@@ -1,73 +1,32 @@
 """Every path below runs/NAME, and what may be removed there."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run. Nothing is made or read before it is asked for."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.log = path / "log.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.results = path / "results.json"  # the last evaluation, and pictures of it
+        self.gallery = path / "gallery.png"
+        self.trace = path / "profile" / "trace.json"  # for chrome://tracing or ui.perfetto.dev
+        self.top = path / "profile" / "top.txt"  # what took the most time of its own
+        self.best = path / "checkpoints" / "best.pt"
+        self.last_good = path / "checkpoints" / "last_good.pt"  # the state before a loss that was not finite
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         """run.output/run.name."""
         return cls(Path(config.run.output).expanduser() / config.run.name)
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        """What the run was made with."""
-        return self.path / "manifest.json"
-
-    @property
-    def log(self) -> Path:
-        """A line of JSON for each record."""
-        return self.path / "log.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's events."""
-        return self.path / "tensorboard"
-
-    @property
-    def results(self) -> Path:
-        """The last evaluation."""
-        return self.path / "results.json"
-
-    @property
-    def gallery(self) -> Path:
-        """Pictures of the last evaluation."""
-        return self.path / "gallery.png"
-
-    @property
-    def trace(self) -> Path:
-        """A profile's trace, for chrome://tracing or ui.perfetto.dev."""
-        return self.path / "profile" / "trace.json"
-
-    @property
-    def top(self) -> Path:
-        """A profile's operators and kernels with the most time of their own."""
-        return self.path / "profile" / "top.txt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best evaluation."""
-        return self.path / "checkpoints" / "best.pt"
-
-    @property
-    def last_good(self) -> Path:
-        """The checkpoint before a loss that was not finite."""
-        return self.path / "checkpoints" / "last_good.pt"
 
     def checkpoint(self, iteration: int) -> Path:
         """The checkpoint after so many iterations."""

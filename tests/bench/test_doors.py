@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,55 +21,66 @@ DOORS = ("throughput", "kernels", "data", "memory")
 
 # Hide an installed cosa_fast, then start every door as Python would; each looks both packages up anew.
 START = """
-import importlib.util, runpy, sys
+import importlib.util, json, runpy, sys
 from pathlib import Path
-root, names = Path(sys.argv[1]), sys.argv[2:]
+root, doors = Path(sys.argv[1]), json.loads(sys.argv[2])
 sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 sys.path = ["", *(place for place in sys.path if not (Path(place) / "cosa_fast").exists())]
 assert importlib.util.find_spec("cosa_fast") is None
-for name in names:
-    sys.argv = [name, "--help"]
-    for place, start in (
-        (root / "bench", lambda: runpy.run_path(str(root / "bench" / f"{name}.py"), run_name="__main__")),
-        (root, lambda: runpy.run_module(f"bench.{name}", run_name="__main__", alter_sys=True)),
-    ):
-        sys.path[0] = str(place)
-        for module in ("bench", "bench.arguments", "cosa_fast", "cosa_fast.cli"):
-            sys.modules.pop(module, None)
-        try:
-            start()
-        except SystemExit as end:
-            assert not end.code
-        assert sys.path[0] == str(root)
-        assert {Path(sys.modules[package].__file__).parents[1] for package in ("bench", "cosa_fast")} == {root}
+for name, how, arguments in doors:
+    sys.argv = [name, *arguments]
+    sys.path[0] = str(root / "bench" if how == "file" else root)
+    for module in ("bench", "bench.arguments", "cosa_fast", "cosa_fast.cli"):
+        sys.modules.pop(module, None)
+    try:
+        if how == "file":
+            runpy.run_path(str(root / "bench" / f"{name}.py"), run_name="__main__")
+        else:
+            runpy.run_module(f"bench.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code
+    assert sys.path[0] == str(root)
+    assert {Path(sys.modules[package].__file__).parents[1] for package in ("bench", "cosa_fast")} == {root}
 """
 
 
-def test_every_door_opens_in_a_clone_that_is_not_installed(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", START, str(ROOT), *DOORS]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+@dataclass
+class Opened:
+    """What the doors printed, and the result file of the one that did more than say how it is used."""
+
+    printed: str
+    results: Path
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Every door as a file and as a module; that of the kernels compiles one, for which it wants a process without
+    TRITON_INTERPRET."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    doors = [(name, how, ["--help"]) for name in DOORS for how in ("file", "module")]
+    out = folder / "new" / "static.json"
+    if HAS_TRITON:
+        work = ["--static", "--quick", "--architectures", "sm_90", "--operators", "perplexity", "--out", str(out)]
+        doors.append(("kernels", "file", work))
+    command = [sys.executable, "-c", START, str(ROOT), json.dumps(doors)]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
+    return Opened(run.stdout, out)
+
+
+def test_every_door_opens_in_a_clone_that_is_not_installed(opened: Opened) -> None:
     for name in DOORS:
-        assert run.stdout.count(f"usage: python bench/{name}.py ") == 2
+        assert opened.printed.count(f"usage: python bench/{name}.py ") == 2
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_a_door_works_from_elsewhere(tmp_path: Path) -> None:
-    """The static part of the kernels', as its compiler wants a process without TRITON_INTERPRET anyway."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
-    out = tmp_path / "new" / "static.json"
-    command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--static", "--quick", "--out", str(out)]
-    command += ["--architectures", "sm_90", "--operators", "perplexity"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    results = json.loads(out.read_text(encoding="utf-8"))
+def test_without_a_gpu_the_kernels_resources_and_limits_are_told(opened: Opened) -> None:
+    results = json.loads(opened.results.read_text(encoding="utf-8"))
     assert_keys_of("kernels_static.json", results)
+    assert results["kind"] == "static"
+    assert results["kernels_hash"] is None  # of one operator, which says nothing of all kernels
     for row in results["rows"]:
         assert (row["operator"], row["architecture"]) == ("perplexity", "sm_90")
         assert 0 < row["registers"] <= 512
@@ -76,8 +88,8 @@ def test_a_door_works_from_elsewhere(tmp_path: Path) -> None:
     assert [row["mode"] for row in results["limits"]] == ["forward", "backward", "both"]
     assert results["limits"][0]["limit_ms"] == pytest.approx(1e3 * 16 * 448**2 * (2 + 4) / 4.8e12)
     assert results["limits"][0]["limited_by"] == "bytes"
-    assert len(out.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) == 1 + len(results["rows"])
-    assert "_perplexity_kernel" in run.stdout
+    assert len(opened.results.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) == 1 + len(results["rows"])
+    assert "_perplexity_kernel" in opened.printed
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_wrong_arguments_are_named(door: Callable[[list[str]], int], arguments: 
 def test_a_result_is_written_after_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is not lost with what follows."""
 
-    def stopped(*_: object) -> object:
+    def stopped(*_: object, **__: object) -> object:
         yield [{"stage": "decode"}]
         raise KeyboardInterrupt
 

@@ -41,7 +41,7 @@ def test_truth_is_aligned_with_the_image(make_voc: Callable[..., Path]) -> None:
 
 def test_workers_ignore_the_groups_signals_and_end_with_the_stream(dataset: ImageDataset) -> None:
     stream = iter(TorchPipeline(dataset, CONFIG, 2, 0, workers=2))
-    next(stream)
+    next(stream), next(stream)  # one of each worker: both have begun
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:

@@ -27,6 +27,7 @@ def test_compiled_and_plain_engine_agree_and_read_each_others_state(
     # Set and removed again, so that what the engine sets is undone, too.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)  # scalar code compiles faster
     compiled = FusedEngine(make_config(*options, "run.compile=on"), CLASSES, CPU)
     plain = Engine(make_config(*options), CLASSES, CPU)
     for batch in batches[:2]:

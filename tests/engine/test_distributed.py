@@ -25,6 +25,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
 from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.training import train
 
 CLASSES = 5  # of the tiny data set
 WORKER = Path(rank_worker.__file__)
@@ -100,14 +101,14 @@ def command_of_run(config: Config, folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_run_on_two_ranks_goes_on_alone_and_writes_once(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config("optim.batch_size=4", "optim.iterations=5", "optim.cotrain_after=2", "run.checkpoint_every=3")
-    command = command_of_run(config, tmp_path)
-    subprocess.run(torchrun(2, *command), check=True, env=ENVIRONMENT, timeout=300, cwd=tmp_path)
+    command = torchrun(2, *command_of_run(config, tmp_path))
+    subprocess.run(command, check=True, env=ENVIRONMENT, timeout=300)
     run = Path(config.run.output) / config.run.name
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert sum('"kind": "train"' in line for line in lines) == 5
     two = load(run / "checkpoints" / "00000005.pt")
     (run / "checkpoints" / "00000005.pt").unlink()
-    subprocess.run([sys.executable, *command, "--resume", "auto"], check=True, env=ENVIRONMENT, timeout=300)
+    train(config, resume="auto")
     one = load(run / "checkpoints" / "00000005.pt")
     for name, value in one["student"].items():
         torch.testing.assert_close(value, two["student"][name], rtol=1e-4, atol=1e-5)

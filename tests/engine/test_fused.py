@@ -30,13 +30,13 @@ def relative(found: EngineBase, expected: EngineBase) -> float:
 
 
 # Of a CNN only the first steps: where two tokens nearly tie, the maximum of its pooling soon tells the engines apart.
-@pytest.mark.parametrize(("backbone", "iterations", "cotrain_after"), [("vit", 50, 20), ("cnn", 3, 1)])
+@pytest.mark.parametrize(("backbone", "iterations", "cotrain_after"), [("vit", 16, 6), ("cnn", 3, 1)])
 def test_iterations_across_the_phases_agree(
     backbone: str, iterations: int, cotrain_after: int, make_config: Callable[..., Config], batches: list[Batch]
 ) -> None:
     config = make_config(f"optim.cotrain_after={cotrain_after}", "optim.iterations=60", "optim.lr=1e-4")
     if backbone == "cnn":
-        config = replace(config, model=replace(config.model, backbone="resnet10t", arguments={}, aux_layer=-1))
+        config = replace(config, model=replace(config.model, backbone="test_resnet", arguments={}, aux_layer=-1))
     plain, fused = Engine(config, CLASSES, CPU), FusedEngine(config, CLASSES, CPU)
     for iteration in range(iterations):
         batch = batches[iteration % len(batches)]

@@ -41,13 +41,13 @@ def test_before_cotraining_only_the_classification_runs(
     make_engine: MakeEngine, batches: list[Batch], watch: Callable, same: Same
 ) -> None:
     engine = make_engine("optim.cotrain_after=2")
-    teacher, decoder = watch(engine.an.master), watch(engine.on.master.decoder)
+    assigning, decoder = watch(engine.an.master), watch(engine.on.master.decoder)
     start = {name: value.clone() for name, value in engine.on.master.decoder.state_dict().items()}
     for batch in batches[:2]:
         assert not engine.cotraining
         assert set(engine.step(batch)) == {"loss", "cls", "cls_aux", "lr"}
 
-    assert teacher.shapes == []
+    assert assigning.shapes == []
     assert decoder.shapes == []
     assert all(p.grad is None for p in engine.on.master.decoder.parameters())
     # Not even weight decay.
@@ -123,11 +123,11 @@ def test_moving_average_follows_the_formula(make_engine: MakeEngine, batches: li
 
 def test_moving_average_takes_floating_buffers_along_and_copies_integers() -> None:
     online: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    teacher = AssignmentNetwork(online, TeacherConfig(momentum=0.75))
+    an = AssignmentNetwork(online, TeacherConfig(momentum=0.75))
     online.train()(torch.randn(2, 3, 5, 5) + 4)
-    teacher.update()
+    an.update()
 
-    own = teacher.master.get_submodule("1")
+    own = an.master.get_submodule("1")
     torch.testing.assert_close(own.running_mean, 0.25 * online[1].running_mean)
     assert own.num_batches_tracked == 1
     assert not own.training
@@ -247,7 +247,7 @@ def poison_decoder(engine: Engine) -> None:
     engine.on.master.decoder.conv8.weight.data[0, 0] = float("inf")
 
 
-def poison_teacher_decoder(engine: Engine) -> None:
+def poison_an_decoder(engine: Engine) -> None:
     engine.an.master.decoder.conv8.weight.data[:] = float("nan")
 
 
@@ -260,7 +260,7 @@ def poison_gradient(engine: Engine) -> None:
     [
         (poison_parameter, "cls"),
         (poison_decoder, "c2s"),
-        (poison_teacher_decoder, "s2c"),
+        (poison_an_decoder, "s2c"),
         (poison_gradient, "gradient"),
     ],
 )

@@ -102,9 +102,13 @@ def test_every_figure_equals_the_plain_computation(tmp_path: Path, tiny_network:
         assert score.threshold == pytest.approx(threshold)
         assert result.summary()[f"{name}_best_threshold"] == score.best_threshold
         np.testing.assert_allclose(score.at_threshold.iou, thresholded(found[name], threshold), atol=1e-6)
+        foreground = np.concatenate([(c >= np.float32(threshold))[t != 255] for c, _, t in found[name]])
+        assert score.foreground_share == pytest.approx(foreground.mean())
         by_threshold = {t / 10: np.nanmean(thresholded(found[name], t / 10)) for t in range(1, 10)}
         assert score.best.miou == pytest.approx(max(by_threshold.values()), abs=1e-6)
         assert by_threshold[round(score.best_threshold, 1)] == pytest.approx(score.best.miou, abs=1e-6)
+    truth = np.concatenate([t[t != 255] for _, t in found["free"]])
+    assert result.foreground_share_true == pytest.approx((truth > 0).mean())
     assert result.label_free.miou == pytest.approx(np.nanmean(naive_iou(found["free"])), abs=1e-6)
     distinct = {round(value, 3) for value in result.summary().values()}
     assert len(distinct) > 8, "figures that coincide would hide that one is reported for another"

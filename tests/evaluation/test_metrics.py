@@ -55,6 +55,15 @@ def test_iou_equals_set_arithmetic() -> None:
         assert iou == pytest.approx(int((inside & wanted).sum()) / int((inside | wanted).sum()), abs=1e-12)
 
 
+def test_foreground_shares_are_of_the_pixels_with_a_truth() -> None:
+    matrix = ConfusionMatrix(3)
+    assert all(map(math.isnan, matrix.foreground_shares()))
+    truth = torch.tensor([0, 0, 0, 0, 1, 2, 2, 0, IGNORE, IGNORE])
+    prediction = torch.tensor([0, 1, 2, 0, 1, 1, 0, 0, 1, 0])
+    matrix.update(prediction, truth)
+    assert matrix.foreground_shares() == (3 / 8, 4 / 8)
+
+
 def test_miou_is_over_the_set_not_over_images() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([1]), torch.tensor([1]))

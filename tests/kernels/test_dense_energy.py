@@ -74,13 +74,12 @@ def test_energy_and_gradient_are_as_exact_as_plain_pytorch(
     assert_as_exact(probabilities.to(dtype), guide, gate.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str, dtype: torch.dtype) -> None:
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
     probabilities, guide, gate = case(2, 3, 3, 5, kernel_device)
-    probabilities, gate = probabilities.to(dtype), gate.to(dtype)
+    probabilities, gate = probabilities.to(torch.bfloat16), gate.to(torch.bfloat16)
     found, expected = energy(probabilities, guide, gate, backend), energy(probabilities.float(), guide, gate, backend)
     assert torch.equal(found[0], expected[0])
-    assert found[1].dtype == dtype
+    assert found[1].dtype == torch.bfloat16
 
 
 def test_eighty_one_channels_in_two_chunks(kernel_device: torch.device) -> None:

@@ -259,13 +259,12 @@ def test_a_map_that_is_not_finite_is_not_hidden(kernel_device: torch.device) -> 
     assert found.isnan().any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str, dtype: torch.dtype) -> None:
-    half = case(kernel_device, ((0, 2),), size=(2, 3), dtype=dtype)
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
+    half = case(kernel_device, ((0, 2),), size=(2, 3), dtype=torch.bfloat16)
     assert_same(half.run(backend), half._replace(cams=[cam.float() for cam in half.cams]).run(backend))
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16])
 def test_labels_of_any_type_and_layout(kernel_device: torch.device, backend: str, dtype: torch.dtype) -> None:
     given_case = case(kernel_device, ((0, 2),), size=(2, 3))
     labels = given_case.labels if dtype == torch.bool else given_case.labels * 2

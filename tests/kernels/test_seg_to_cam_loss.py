@@ -339,12 +339,11 @@ def test_the_teacher_gets_no_gradient(kernel_device: torch.device, backend: str)
     assert not seg_to_cam_loss(given_case.cam, teacher, *given_case[2:], backend=backend).requires_grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str, dtype: torch.dtype) -> None:
-    half = case(kernel_device).to(dtype)
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
+    half = case(kernel_device).to(torch.bfloat16)
     loss, gradient = half.run(backend)
     assert loss.dtype == torch.float32
-    assert gradient.dtype == dtype
+    assert gradient.dtype == torch.bfloat16
     assert torch.equal(loss, half.to(torch.float32).run(backend)[0])
 
 

@@ -103,10 +103,10 @@ def test_assignments_do_not_depend_on_the_attention(flip: bool, dtype: torch.dty
     model = ModelConfig(
         backbone="vit_tiny_patch16_224", weights="none", arguments=SMALL, aux_layer=-2, decoder_width=16
     )
-    student = build_model(model, 5)
-    random_norms(student)
+    online = build_model(model, 5)
+    random_norms(online)
     networks = [
-        AssignmentNetwork(student.to(dtype), TeacherConfig(flip=flip, attention=attention))
+        AssignmentNetwork(online.to(dtype), TeacherConfig(flip=flip, attention=attention))
         for attention in ("sdpa", "packed")
     ]
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 1, 0]])
@@ -120,7 +120,7 @@ def test_assignments_do_not_depend_on_the_attention(flip: bool, dtype: torch.dty
         assert (a - b).abs().mean() < tolerance
     blocks = networks[1].master.encoder.backbone.blocks
     assert all(isinstance(block.attn, PackedAttention) for block in blocks)
-    assert not any(isinstance(block.attn, PackedAttention) for block in student.encoder.backbone.blocks)
+    assert not any(isinstance(block.attn, PackedAttention) for block in online.encoder.backbone.blocks)
 
 
 def test_other_backbones_are_refused() -> None:

@@ -1,8 +1,6 @@
 """F and F† of every backbone family, and what the encoder keeps of a backbone."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -169,17 +167,11 @@ def test_copies_are_independent():
 
 
 def test_encoder_compiles_without_graph_breaks():
-    encoder = make("test_vit").eval()
+    encoder = make("test_vit", {"depth": 2}, -2).eval()
     images = torch.randn(1, 3, 32, 48)
     with torch.no_grad():
         compiled = torch.compile(encoder, backend="eager", fullgraph=True)(images)
         torch.testing.assert_close(compiled, encoder(images))
-
-
-def test_importing_the_model_works_in_a_fresh_process_whatever_torchvision_is_installed():
-    script = "import cosa_fast.network.model, torchvision.transforms, timm; print(timm.__name__)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "timm\n", done.stderr
 
 
 TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3}
@@ -216,7 +208,8 @@ def test_recomputed_blocks_may_be_compiled():
     gradients = []
     for checkpoint_blocks in (False, True):
         torch.manual_seed(0)
-        encoder = Encoder(create_backbone("vit_tiny_patch16_224", TINY_VIT), -2, checkpoint_blocks).train()
+        backbone = create_backbone("vit_tiny_patch16_224", TINY_VIT | {"depth": 1})
+        encoder = Encoder(backbone, None, checkpoint_blocks).train()
         for block in encoder.backbone.blocks:
             block.compile(dynamic=False, backend="aot_eager")
         torch.manual_seed(1)

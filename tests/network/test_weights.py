@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -261,11 +260,11 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
-def test_unreachable_hub_is_told_at_once_with_the_remedy():
-    start = time.monotonic()
+def test_unreachable_hub_is_told_with_the_remedy_before_its_client_tries_again_and_again(monkeypatch):
+    client = "cosa_fast.network.weights.create_backbone"
+    monkeypatch.setattr(client, lambda *_, **__: pytest.fail("the hub's client was asked"))
     with pytest.raises(UserError, match=r"weights=hub: http://127.0.0.1:9 cannot be reached.*model.weights=PATH"):
         make("hub")
-    assert time.monotonic() - start < 10
 
 
 def test_cached_hub_weights_load_offline_and_a_changed_architecture_is_refused(hub, monkeypatch, caplog):

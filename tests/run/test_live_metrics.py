@@ -77,7 +77,7 @@ def test_counting_changes_nothing(
 
 @pytest.mark.parametrize("engine", ["fused", "plain"])
 def test_log_has_the_flops_of_each_phase(engine: str, make_config: Callable[..., Config]) -> None:
-    config = make_config(f"run.engine={engine}")
+    config = make_config(f"run.engine={engine}", "optim.iterations=2", "optim.cotrain_after=1")
     lines = [json.loads(line) for line in (train(config).directory / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     student = Engine(config, 5, CPU).on.master

@@ -21,9 +21,9 @@ def written(config: Config, folder: Path) -> str:
 
 
 def test_window_means_of_both_precisions_agree(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = make_config("optim.iterations=48", "optim.cotrain_after=16", "optim.lr=2e-4", "teacher.scales=[1.0]")
+    config = make_config("optim.iterations=24", "optim.cotrain_after=8", "optim.lr=2e-4", "teacher.scales=[1.0]")
     out = tmp_path / "precision.json"
-    assert precision.main([written(config, tmp_path), "--window", "8", "--out", str(out)]) == 0
+    assert precision.main([written(config, tmp_path), "--window", "4", "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     assert_keys_of("precision_cpu.json", found)
     assert set(found["phases"]) == {"classification", "co-training"}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from bench.runs import collect, curves
+from bench.runs.reading import read_run
 from cosa_fast.errors import UserError
 
 
@@ -68,3 +69,15 @@ def test_a_folder_without_a_run_is_one_line(make_run: Callable[..., Path], tmp_p
         collect.main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "out.json")])
     with pytest.raises(UserError, match="demo: not named SET_PIPELINE_SEED"):
         curves.main([str(make_run("demo")), "-o", str(tmp_path / "out.json")])
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_passed_over(make_run: Callable[..., Path]) -> None:
+    """The run that went on appended to it. Steps done again count once: 25 to 40 at 6 seconds, 40 iterations in all."""
+    run = make_run("resumed")
+    again = {"kind": "train", "iteration": 25, "loss": 1.0, "seconds_per_iteration": 6.0}
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"kind": "train", "itera' + json.dumps(again) + "\n" + json.dumps(again) + "\n")
+        log.write(json.dumps(again | {"iteration": 40}) + "\n")
+    found = read_run(run)
+    assert [record["iteration"] for record in found.training] == [10, 20, 40, 25, 40]
+    assert found.minutes == pytest.approx(4.0)
