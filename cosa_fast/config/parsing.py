@@ -203,5 +203,5 @@ def _check_range(value: Any, limits: Any, where: str, name: str) -> None:
         if not ((low is None or number >= low) and (high is None or number <= high)):
             bounds = " and ".join([f">= {low}"] * (low is not None) + [f"<= {high}"] * (high is not None))
             raise UserError(f"{where}: {name} = {shown(number)} is out of range, it must be {bounds}")
-        if not abs(number) < 2**63:
+        if low is None and high is None and not abs(number) < 2**63:
             raise UserError(f"{where}: {name} = {shown(number)} is out of range, it must be a finite number")

@@ -128,7 +128,7 @@ class OptimConfig:
     batch_size: int = bounded(4, low=1, high=65536)
     accumulate: int = bounded(1, low=1, high=65536)
     cotrain_after: int = bounded(6000, low=0, high=10**9)
-    lr: float = bounded(6e-5, low=0.0, high=100.0)
+    lr: float = bounded(6e-5, low=0.0, high=1e30)  # too high a one shows in the loss; this bound is float32's
     head_multiplier: float = bounded(10.0, low=0.0, high=1e6)
     betas: tuple[float, float] = bounded((0.9, 0.999), low=0.0, high=0.99999)
     weight_decay: float = bounded(0.01, low=0.0, high=100.0)

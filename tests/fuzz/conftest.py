@@ -8,4 +8,5 @@ from fuzz.oracle import DEEP, counts
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if DEEP:
         results, refusals = counts["results"], counts["refusals"]
-        terminalreporter.write_line(f"{results + refusals} calls held to the oracle: {results} results, {refusals} refusals")
+        line = f"{results + refusals} calls held to the oracle: {results} results, {refusals} refusals"
+        terminalreporter.write_line(line)
