@@ -26,7 +26,7 @@ SHAPES = st.one_of(
 )
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(st.lists(SHAPES, min_size=1, max_size=3), st.booleans(), st.data())
 def test_instances(tmp_path: Path, shapes: list[Any], whole: bool, data: st.DataObject) -> None:
     annotations = [

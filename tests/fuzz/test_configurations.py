@@ -42,7 +42,7 @@ def str_or_hex(value: float) -> str:
     return hex(value) if isinstance(value, int) else str(value)
 
 
-@fuzzed(150)
+@fuzzed(60)
 @given(st.lists(overrides(), min_size=1, max_size=3))
 def test_overrides(tmp_path: Path, given_overrides: list[str]) -> None:
     sound(held(tmp_path, lambda: load_config("voc.yaml", given_overrides), "override"), tmp_path)
@@ -66,7 +66,7 @@ def test_files(tmp_path: Path, content: bytes) -> None:
     sound(held(tmp_path, lambda: load_config(path), "own.yaml", "configuration "), tmp_path)
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(st.data())
 def test_dictionaries(tmp_path: Path, data: st.DataObject) -> None:
     content: Any = yaml.safe_load(VOC)
