@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads of torch that wait must not take time from those that work: cores are few and shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test
+.PHONY: demo test test-slow
 demo: $(VENV)/.installed
 	$(BIN)/python -m cosa_fast.demo
 
@@ -14,6 +14,10 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# What takes too long for every change: as many fuzzed inputs of each kind as COSA_FAST_DEEP_EXAMPLES says (2000).
+test-slow: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 COSA_FAST_DEEP=1 $(BIN)/python -m pytest tests/fuzz
 
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,12 +4,18 @@ this file; it imports nothing of the project."""
 from collections.abc import Collection
 from difflib import get_close_matches
 
+LONGEST_MESSAGE = 500
+
 
 class UserError(Exception):
     """Bad input: the message is one line that names the file, key or value, and the remedy.
 
-    Command lines print it without a traceback and exit with status 2.
+    Command lines print it without a traceback and exit with status 2. Whatever the input that a message quotes, it
+    stays one line of at most 500 characters, its middle left out, and no character in it commands a terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_without_middle("".join(map(_printable, _without_middle(message)))))
 
 
 class QuietError(UserError):
@@ -19,7 +25,8 @@ class QuietError(UserError):
 def hint(name: str, known: Collection[str], prefix: str = "") -> str:
     """ " (did you mean 'X'?)" for the nearest known name, shown behind `prefix`; or nothing."""
     lowered = {candidate.lower(): candidate for candidate in known}
-    match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    # The search takes time with the square of the lengths.
+    match = get_close_matches(name[:100].lower(), lowered, n=1, cutoff=0.6)
     return f" (did you mean {prefix + lowered[match[0]]!r}?)" if match else ""
 
 
@@ -32,6 +39,17 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """A message of several lines as one, at most `limit` characters of it: where the first line alone says nothing."""
     return _shortened(str(error) or type(error).__name__, limit)
+
+
+def _without_middle(text: str) -> str:
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else ascii(letter)[1:-1]
 
 
 def _shortened(text: str, limit: int) -> str:

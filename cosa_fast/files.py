@@ -19,6 +19,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"{path}: {error}; check the path") from None
 
 
 def read_lines(path: Path) -> list[str]:
@@ -30,7 +32,7 @@ def read_json(path: Path) -> Any:
     """The parsed JSON file. UserError naming file and position if it is no JSON."""
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise UserError(f"{path}: not valid JSON ({error}); mend the file") from None
 
 

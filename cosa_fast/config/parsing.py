@@ -5,19 +5,20 @@ or override, the key and the value.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
+from cosa_fast.config.reading import DEEPEST, LONGEST_TEXT, check_plain, load_yaml, shown
 from cosa_fast.config.schema import Config, check_combinations
 from cosa_fast.errors import UserError, hint
 from cosa_fast.files import read_text
 
 CONFIG_DIRECTORY = Path(__file__).parents[1] / "configs"
+LONGEST_NAME = 4096  # of a path, on Linux
 T = TypeVar("T")
 
 
@@ -36,9 +37,10 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), *, w
     """A Config from nested dictionaries and `key=value` overrides. `where` names the dictionaries' origin in errors."""
     config = _build(Config, values, where)
     for override in overrides:
+        origin = f"override {shown(override)}"
         # One at a time, each against the whole: an error then names the very override that caused it.
-        values = _merge(values, _read_override(override))
-        config = _build(Config, values, f"override '{override}'")
+        values = _merge(values, _read_override(override, origin))
+        config = _build(Config, values, origin)
     check_combinations(config, where)
     return config
 
@@ -61,7 +63,7 @@ def find_config(path: Path, beside: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.name for file in CONFIG_DIRECTORY.glob("*.yaml")))
-    raise UserError(f"configuration {path}: no such file, nor one of the shipped ones ({shipped})")
+    raise UserError(f"configuration {shown(str(path))[1:-1]}: no such file, nor one of the shipped ones ({shipped})")
 
 
 def _read_with_base(source: Path, visited: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -73,16 +75,15 @@ def _read_with_base(source: Path, visited: tuple[Path, ...] = ()) -> dict[str, A
     if base is None:
         return values
     if not isinstance(base, str):
-        raise UserError(f"{source}: base = {base!r} must be the name of a YAML file")
+        raise UserError(f"{source}: base = {shown(base)} must be the name of a YAML file")
     parent = find_config(Path(base), beside=source.parent)
     return _merge(_read_with_base(parent, (*visited, source.resolve())), values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if path.stat().st_size > 4 * LONGEST_TEXT:
+        raise UserError(f"{path}: far too large for a configuration; give the YAML file of one")
+    values = load_yaml(read_text(path), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -92,16 +93,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_override(override: str) -> dict[str, Any]:
+def _read_override(override: str, origin: str) -> dict[str, Any]:
     """`optim.lr=1e-4` as nested dictionaries; the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override '{override}': write it as key=value, for example optim.lr=1e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': the value is not valid YAML") from error
-    for part in reversed(key.split(".")):
+        raise UserError(f"{origin}: write it as key=value, for example optim.lr=1e-4")
+    value = load_yaml(text, origin)
+    for part in reversed(key.split(".", DEEPEST)):
         value = {part: value}
     return value
 
@@ -118,14 +116,15 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _build(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
     """An instance of dataclass `cls` from a mapping; `prefix` is the dotted key of the mapping itself."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} = {values!r} must be a section with keys of its own")
+        raise UserError(f"{where}: {prefix.rstrip('.')} = {shown(values)} must be a section with keys of its own")
     kinds = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
-        name = f"{prefix}{key}"
+        said = (key if isinstance(key, str) else shown(key))[:80]
+        name = f"{prefix}{said}"
         if key not in fields:
-            remedy = hint(str(key), fields, prefix) or f"; valid here: {', '.join(prefix + field for field in fields)}"
+            remedy = hint(said, fields, prefix) or f"; valid here: {', '.join(prefix + field for field in fields)}"
             raise UserError(f"{where}: unknown key {name}{remedy}")
         if dataclasses.is_dataclass(kinds[key]):
             arguments[key] = _build(kinds[key], value, where, f"{name}.")
@@ -151,7 +150,8 @@ def _convert(value: Any, kind: Any, where: str, name: str) -> Any:
         return _convert_tuple(value, options, where, name)
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where}: {name} = {value!r} must be a mapping")
+            raise UserError(f"{where}: {name} = {shown(value)} must be a mapping")
+        check_plain(value, f"{where}: {name}")
         return value
     return _convert_scalar(value, kind, where, name)
 
@@ -160,17 +160,18 @@ def _convert_choice(value: Any, options: tuple[str, ...], where: str, name: str)
     if isinstance(value, bool) and "off" in options:
         value = "on" if value else "off"  # which YAML reads as booleans
     if value not in options:
-        raise UserError(f"{where}: {name} = {value!r} must be one of {', '.join(options)}{hint(str(value), options)}")
+        nearest = hint(value, options) if isinstance(value, str) else ""
+        raise UserError(f"{where}: {name} = {shown(value)} must be one of {', '.join(options)}{nearest}")
     return value
 
 
 def _convert_tuple(value: Any, options: tuple[Any, ...], where: str, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise UserError(f"{where}: {name} = {value!r} must be a list, for example [..., ...]")
+        raise UserError(f"{where}: {name} = {shown(value)} must be a list, for example [..., ...]")
     if options[-1] is Ellipsis:
         return tuple(_convert(item, options[0], where, name) for item in value)
     if len(value) != len(options):
-        raise UserError(f"{where}: {name} = {list(value)!r} must hold {len(options)} values, not {len(value)}")
+        raise UserError(f"{where}: {name} = {shown(list(value))} must hold {len(options)} values, not {len(value)}")
     return tuple(_convert(item, option, where, name) for item, option in zip(value, options, strict=True))
 
 
@@ -180,22 +181,27 @@ def _convert_scalar(value: Any, kind: type, where: str, name: str) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise UserError(f"{where}: {name} = {value!r} must be a number") from None
+            raise UserError(f"{where}: {name} = {shown(value)} must be a number") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**63 else math.inf
     if type(value) is not kind:
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-        raise UserError(f"{where}: {name} = {value!r} must be {expected}")
+        raise UserError(f"{where}: {name} = {shown(value)} must be {expected}")
+    if isinstance(value, str) and any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value):
+        raise UserError(f"{where}: {name} = {shown(value)} holds a character that no name has; take it out")
+    if isinstance(value, str) and len(value) > LONGEST_NAME:
+        raise UserError(f"{where}: {name} has {len(value)} characters; wanted at most {LONGEST_NAME}")
     return value
 
 
 def _check_range(value: Any, limits: Any, where: str, name: str) -> None:
-    """UserError unless the number, or every number of the tuple, is within what `bounded` says."""
+    """UserError unless the number, or every number of the tuple, is finite and within what `bounded` says."""
     low, high = limits.get("low"), limits.get("high")
     for number in value if isinstance(value, tuple) else (value,):
-        if number is None or isinstance(number, str):
+        if not isinstance(number, int | float):
             continue
-        # Written so that NaN fails.
         if not ((low is None or number >= low) and (high is None or number <= high)):
             bounds = " and ".join([f">= {low}"] * (low is not None) + [f"<= {high}"] * (high is not None))
-            raise UserError(f"{where}: {name} = {number} is out of range, it must be {bounds}")
+            raise UserError(f"{where}: {name} = {shown(number)} is out of range, it must be {bounds}")
+        if low is None and high is None and not abs(number) < 2**63:
+            raise UserError(f"{where}: {name} = {shown(number)} is out of range, it must be a finite number")

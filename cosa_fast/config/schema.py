@@ -4,15 +4,18 @@ Defaults are the paper's recipe on PASCAL VOC. `parsing.py` makes them of files 
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
 
-def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field whose number (or every number of whose tuple) must lie in [low, high]."""
+def bounded(default: Any, *, low: float, high: float) -> Any:
+    """A dataclass field whose number (or every number of whose tuple) must lie in [low, high]. Every number has both
+    bounds, be they far: nothing absurd is to reach what computes with it."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
@@ -49,9 +52,9 @@ class ModelConfig:
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
-    aux_layer: int | None = bounded(-3, high=-1)
-    decoder_width: int = bounded(512, low=1)
-    decoder_dilation: int = bounded(5, low=1)
+    aux_layer: int | None = bounded(-3, low=-1000, high=-1)
+    decoder_width: int = bounded(512, low=1, high=65536)
+    decoder_dilation: int = bounded(5, low=1, high=1024)
     detach: Literal["none", "features", "weights", "both"] = "none"
     checkpoint_blocks: bool = False
 
@@ -79,7 +82,7 @@ class ThresholdConfig:
     value_aux: float = bounded(0.45, low=0.001, high=0.999)
     band: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)
     band_aux: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)
-    queue_length: int = bounded(100, low=1)
+    queue_length: int = bounded(100, low=1, high=10**6)
     bins: int = bounded(256, low=8, high=65536)
     floor: float = bounded(0.05, low=0.0, high=0.9)
     clamp: tuple[float, float] = bounded((0.2, 0.9), low=0.001, high=0.999)
@@ -93,27 +96,27 @@ class LossConfig:
     `csc_vectors`: what csc compares, the CAM's probabilities beside a background channel of their own, or its raw
     logits."""
 
-    cls: float = bounded(1.0, low=0.0)
-    cls_aux: float = bounded(1.0, low=0.0)
-    c2s: float = bounded(0.1, low=0.0)
-    c2s_aux: float = bounded(0.1, low=0.0)
-    s2c: float = bounded(0.05, low=0.0)
-    csc: float = bounded(0.1, low=0.0)
-    energy: float = bounded(0.0, low=0.0)
+    cls: float = bounded(1.0, low=0.0, high=1e6)
+    cls_aux: float = bounded(1.0, low=0.0, high=1e6)
+    c2s: float = bounded(0.1, low=0.0, high=1e6)
+    c2s_aux: float = bounded(0.1, low=0.0, high=1e6)
+    s2c: float = bounded(0.05, low=0.0, high=1e6)
+    csc: float = bounded(0.1, low=0.0, high=1e6)
+    energy: float = bounded(0.0, low=0.0, high=1e6)
     reliability: Literal["perplexity", "none"] = "perplexity"
     foreground_weight: float | None = bounded(0.5, low=0.0, high=1.0)
     alpha: float = bounded(0.8, low=1e-3, high=0.999)
     beta: float = bounded(1.0, low=0.0, high=10.0)
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
-    s2c_temperature: float = bounded(0.01, low=1e-6)
+    s2c_temperature: float = bounded(0.01, low=1e-6, high=1e6)
     s2c_relu: bool = False
     csc_vectors: Literal["probability", "logits"] = "probability"
-    csc_epsilon: float = bounded(1.0, low=0.0)
-    csc_temperature: float = bounded(0.5, low=1e-6)
+    csc_epsilon: float = bounded(1.0, low=0.0, high=1e6)
+    csc_temperature: float = bounded(0.5, low=1e-6, high=1e6)
     csc_scope: Literal["image", "batch"] = "image"
     csc_similarity: Literal["cosine", "dot"] = "cosine"
-    energy_sigma_xy: float = bounded(100.0, low=1e-3)
-    energy_sigma_rgb: float = bounded(15.0, low=1e-3)
+    energy_sigma_xy: float = bounded(100.0, low=1e-3, high=1e6)
+    energy_sigma_rgb: float = bounded(15.0, low=1e-3, high=1e6)
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,17 @@ class OptimConfig:
     """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
     small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
 
-    iterations: int = bounded(32000, low=1)
-    batch_size: int = bounded(4, low=1)
-    accumulate: int = bounded(1, low=1)
-    cotrain_after: int = bounded(6000, low=0)
-    lr: float = bounded(6e-5, low=0.0)
-    head_multiplier: float = bounded(10.0, low=0.0)
+    iterations: int = bounded(32000, low=1, high=10**9)
+    batch_size: int = bounded(4, low=1, high=65536)
+    accumulate: int = bounded(1, low=1, high=65536)
+    cotrain_after: int = bounded(6000, low=0, high=10**9)
+    lr: float = bounded(6e-5, low=0.0, high=1e30)  # too high a one shows in the loss; this bound is float32's
+    head_multiplier: float = bounded(10.0, low=0.0, high=1e6)
     betas: tuple[float, float] = bounded((0.9, 0.999), low=0.0, high=0.99999)
-    weight_decay: float = bounded(0.01, low=0.0)
-    warmup: int = bounded(1500, low=0)
-    warmup_lr: float = bounded(1e-6, low=0.0)
-    power: float = bounded(0.9, low=0.0)
+    weight_decay: float = bounded(0.01, low=0.0, high=100.0)
+    warmup: int = bounded(1500, low=0, high=10**9)
+    warmup_lr: float = bounded(1e-6, low=0.0, high=100.0)
+    power: float = bounded(0.9, low=0.0, high=100.0)
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,14 @@ class EvalConfig:
     the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: images of an evaluation during
     training (None: all). `batch_size`: images of one size that are forwarded at once."""
 
-    every: int = bounded(2000, low=1)
+    every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
     flip: bool = True
     classes: tuple[str, ...] | None = None
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
-    limit: int | None = bounded(None, low=1)
-    batch_size: int = bounded(1, low=1)
+    limit: int | None = bounded(None, low=1, high=10**9)
+    batch_size: int = bounded(1, low=1, high=65536)
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,9 @@ class RunConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     capture: Literal["auto", "off"] = "auto"
     threads: int | None = bounded(None, low=1, high=1024)
-    log_every: int = bounded(20, low=1)
-    checkpoint_every: int = bounded(1000, low=1)
-    keep: int = bounded(2, low=1)
+    log_every: int = bounded(20, low=1, high=10**9)
+    checkpoint_every: int = bounded(1000, low=1, high=10**9)
+    keep: int = bounded(2, low=1, high=10**6)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class Config:
 
 
 def check_combinations(config: Config, where: str) -> None:
-    """UserError, beginning with `where`, for values that do not go together."""
+    """UserError, beginning with `where`, for values that do not go together, and for places that no run may use."""
 
     def require(condition: bool, message: str) -> None:
         if not condition:
@@ -219,3 +222,23 @@ def check_combinations(config: Config, where: str) -> None:
     )
     require(len(config.teacher.scales) > 0, "teacher.scales is empty; give at least one scale, for example [1.0]")
     require(len(config.eval.scales) > 0, "eval.scales is empty; give at least one scale, for example [1.0]")
+    name = PurePath(config.run.name)
+    require(
+        bool(name.parts) and not name.is_absolute() and ".." not in name.parts,
+        f"run.name = {config.run.name!r} must name a folder below run.output, for example voc",
+    )
+    require(config.run.output != "", "run.output is empty; give a folder, for example runs")
+    data = config.data
+    for key, place in {
+        "run.output": config.run.output,
+        "run.name": config.run.name,
+        "data.root": data.root,
+        "data.labels": data.labels or "",
+        "data.pack": data.pack or "",
+        "data.train_split": data.train_split,
+        "data.val_split": data.val_split or "",
+    }.items():
+        longest = max((len(os.fsencode(part)) for part in PurePath(place).parts), default=0)
+        require(longest <= 255, f"{key} holds a name of {longest} bytes; a file system takes at most 255")
+        known_home = not place.startswith("~") or not os.path.expanduser(place).startswith("~")
+        require(known_home, f"{key} = {place!r} begins with the name of no user; write the path out")

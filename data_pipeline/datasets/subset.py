@@ -48,6 +48,9 @@ class Subset(ImageDataset):
     def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         return self._whole.mask(self._positions[index], size)
 
+    def check_masks(self) -> None:
+        self._whole.check_masks()
+
     def fingerprint(self) -> str:
         whole = self._whole.fingerprint()
         return hashlib.sha256("\0".join((whole, *map(str, self._positions))).encode()).hexdigest()

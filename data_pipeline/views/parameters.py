@@ -54,12 +54,13 @@ class AugmentConfig:
         (smallest, largest), (sharpest, softest) = self.scale_range, self.blur_radius
         # Written so that NaN fails.
         for name, inside, wanted in (
-            ("crop_size", self.crop_size >= 16, "at least 16"),
+            ("crop_size", 16 <= self.crop_size <= 16384, "at least 16, at most 16384"),
             ("scale_range", 0.01 <= smallest <= largest <= 16, "0.01 <= low <= high <= 16"),
             ("flip_probability", 0 <= self.flip_probability <= 1, "a value in [0, 1]"),
             ("blur_probability", 0 <= self.blur_probability <= 1, "a value in [0, 1]"),
-            ("blur_radius", 0 <= sharpest <= softest, "0 <= low <= high"),
-            ("std", all(value >= 1e-3 for value in self.std), "at least 0.001 for every channel"),
+            ("blur_radius", 0 <= sharpest <= softest <= 1000, "0 <= low <= high <= 1000"),
+            ("mean", all(abs(value) <= 1e3 for value in self.mean), "values between -1000 and 1000"),
+            ("std", all(1e-3 <= v <= 1e3 for v in self.std), "at least 0.001 and at most 1000 for every channel"),
         ):
             if not inside:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted {wanted}")

@@ -301,8 +301,10 @@ def test_thresholds_return_to_the_last_good_step(make_engine: MakeEngine, batche
 
 
 def test_an_infinite_loss_weight_is_found(make_engine: MakeEngine, batches: list[Batch]) -> None:
+    engine = make_engine("loss.csc=1")
+    engine.objective.weights["csc"] = float("inf")  # a configuration may not say so
     with pytest.raises(NonFiniteLoss, match="iteration 0: loss"):
-        make_engine("loss.csc=.inf").step(batches[0])
+        engine.step(batches[0])
 
 
 def test_an_exploding_rate_is_found_in_the_step_after(make_engine: MakeEngine, batches: list[Batch]) -> None:

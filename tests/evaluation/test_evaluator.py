@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from evaluation_support import CLASSES, MEAN, STD, ColourNet, block_masks, evaluate, make_dataset
-from PIL import Image
 from torch import Tensor
 
 from cosa_fast.config.schema import EvalConfig, TeacherConfig

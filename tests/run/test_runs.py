@@ -24,6 +24,7 @@ from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.views.parameters import image_index
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load
+from cosa_fast.method.objective import Objective
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 from cosa_fast.train import main
@@ -235,11 +236,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_good_checkpoint(
     """csc enters after iteration 3 with an infinite weight: everything before is sound, and is what remains."""
     four = "optim.iterations=4"
     good = train(make_config(four, "run.name=good", "run.checkpoint_every=1"))
-    file = write(make_config(four, "loss.csc=.inf"), tmp_path / "bad.yaml")
+    file = write(make_config(four), tmp_path / "bad.yaml")
     monkeypatch.setattr(sys, "argv", ["train", str(file)])
     capsys.readouterr()
+    build = Objective.__init__
 
-    assert run_cli(main) == 2
+    def with_infinite_weight(self: Objective, *arguments: Any) -> None:
+        build(self, *arguments)
+        self.weights["csc"] = math.inf  # which no configuration may say
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "__init__", with_infinite_weight)
+        assert run_cli(main) == 2
 
     captured = capsys.readouterr()
     assert captured.err.startswith("error: iteration 3: loss is not finite; ")

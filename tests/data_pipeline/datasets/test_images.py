@@ -1,6 +1,7 @@
 """Every kind of image file is converted as documented or refused in one line that names it."""
 
 import io
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import opened, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, read_image, read_mask, upright_size
 from cosa_fast.errors import UserError
 
 RED = (200, 30, 20)
@@ -93,6 +94,31 @@ def test_damaged_files_are_refused_with_their_name(tmp_path: Path) -> None:
         refusal(tmp_path / name)
     assert "no such file" in refusal(tmp_path / "absent.jpg")
     refusal(tmp_path)
+
+
+def test_other_formats_are_refused_whatever_their_name(tmp_path: Path) -> None:
+    """PIL goes by the content: an EPS would start Ghostscript, others reach decoders that nobody needs here."""
+    started = []
+    sys.addaudithook(lambda event, _: started.append(event) if event in ("subprocess.Popen", "os.system") else None)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n%%EOF\n"
+    (tmp_path / "photo.jpg").write_bytes(eps)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        assert image.format == "EPS", "PIL by itself would take it"
+    assert "not an image (JPEG, PNG, " in refusal(tmp_path / "photo.jpg")
+    for format in ("PPM", "TGA", "PCX", "ICO", "PDF", "SGI", "DDS", "IM"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "x.png", format)
+        refusal(tmp_path / "x.png")
+        with pytest.raises(UserError, match=r"x\.png"):
+            upright_size(tmp_path / "x.png")
+    assert not started
+
+
+def test_every_suffix_of_an_image_has_its_format(tmp_path: Path) -> None:
+    for suffix in IMAGE_SUFFIXES:
+        assert read_image(saved(Image.new("RGB", (16, 16)), tmp_path / f"x{suffix}")).size == (16, 16)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, (0, 0, 0))]
+    path = saved(frames[0], tmp_path / "two.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(np.asarray(read_image(path), int) - RED).max() <= 6
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -212,6 +212,32 @@ def test_what_is_no_pack_is_refused(pack: Path, tmp_path: Path) -> None:
     assert "cannot be read (Is a directory" in refusal(Pack, tmp_path)
 
 
+def test_a_pack_that_leads_backwards_or_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Negative sizes would let tarfile read the same entries for ever."""
+    for size in (-512, -1536, -(2**40)):
+        entry = tarfile.TarInfo("b.jpg")
+        entry.pax_headers = {"size": str(size)}
+        with tarfile.open(tmp_path / "back.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(tarfile.TarInfo("a.jpg"))
+            tar.addfile(entry)
+        assert "not a whole, uncompressed tar" in refusal(Pack, tmp_path / "back.tar")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        entry = tarfile.TarInfo("b.jpg")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "link.tar", "w") as tar:
+            tar.addfile(entry)
+        assert "entry b.jpg is no file" in refusal(Pack, tmp_path / "link.tar")
+
+
+def test_a_tar_of_a_folder_is_a_pack(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"one")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "images", "images")
+    pack = Pack(tmp_path / "x.tar")
+    assert (pack.names, pack.read("a")) == (["images/a.jpg"], b"one")
+
+
 def test_a_pack_that_changes_under_a_run_is_refused(pack: Path) -> None:
     opened, unused = Pack(pack), Pack(pack)
     assert opened.read("c") == b"4" * 1024
