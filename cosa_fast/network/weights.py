@@ -38,6 +38,8 @@ _HEAD_NAMES = ("head", "head_dist", "fc", "classifier")
 _OPTIONAL_SUFFIX = "num_batches_tracked"
 _HUB_TIMEOUT_SECONDS = 5.0
 _SHOWN_KEYS = 3
+# A mapping may hold itself; no training script wraps deeper.
+_DEEPEST = 8
 
 
 def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, str]:
@@ -168,6 +170,10 @@ def _check(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: 
     ]
     if any(faults):
         raise UserError(f"{source}: does not fit the model: {'; '.join(filter(None, faults))}; {remedy}")
+    bad = [key for key, tensor in given.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if bad:
+        shown = _list_keys("tensors with NaN or infinity", bad)
+        raise UserError(f"{source}: {shown}; the file is damaged or its training diverged: take another one")
 
 
 def _list_keys(fault: str, entries: list[str]) -> str:
@@ -209,14 +215,16 @@ def _split_backbone(state: State) -> tuple[State, list[str]]:
 
 
 def _unwrap(content: Any, source: str) -> State:
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
         if nested is None:
             break
         content = content[nested]
     tensors = {}
     if isinstance(content, Mapping):
-        tensors = {_unprefix(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = {_unprefix(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
             f"{source}: holds no state dict; give one, or a mapping with it under {', '.join(_NESTED_KEYS)}"

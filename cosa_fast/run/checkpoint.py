@@ -1,17 +1,19 @@
-"""The files of checkpoints: saved whole, rotated. evaluation/networks.py reads them."""
+"""The files of checkpoints: saved whole, rotated. evaluation/networks.py reads and verifies them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cosa_fast.errors import first_line
 from cosa_fast.evaluation.networks import FORMAT
 from cosa_fast.files import written_aside
 from cosa_fast.run.folder import RunFolder
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` is at every moment absent, the old file, or the whole new one.
+    """Write `state` so that `path` is at every moment absent, the old file, or the whole new one. The archive holds a
+    CRC-32 of each of its parts.
 
     Raises UserError when it cannot be written (a full disk, a read-only folder).
     """
@@ -21,7 +23,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, file)
         except RuntimeError as error:
             # torch's writer hides why the file could not be written.
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(first_line(error)) from error
 
 
 def latest(folder: RunFolder) -> Path | None:
@@ -33,4 +36,4 @@ def latest(folder: RunFolder) -> Path | None:
 def rotate(folder: RunFolder, keep: int) -> None:
     """Delete all but the last `keep` checkpoints by iteration; best.pt and others stay."""
     for path in folder.numbered()[:-keep]:
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 
 import cosa_fast
 from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError
 from cosa_fast.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
@@ -32,10 +33,15 @@ def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, An
 
 
 def write(path: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of this start; those of earlier ones, which the file holds, go under "before"."""
-    before = read_json(path) if path.is_file() else None
-    if before is not None:
-        manifest = {**manifest, "before": [*before.pop("before", []), before]}
+    """Write the manifest of this start; those of earlier ones, which the file holds, go under "before". A damaged file
+    is replaced."""
+    try:
+        before = read_json(path) if path.is_file() else None
+    except UserError:
+        before = None
+    if isinstance(before, dict):
+        earlier = before.pop("before", [])
+        manifest = {**manifest, "before": [*(earlier if isinstance(earlier, list) else []), before]}
     write_json(path, manifest)
 
 

@@ -72,6 +72,48 @@ def test_a_damaged_archive_is_an_error(seed: int, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    """torch itself does not compare the checksums that it writes."""
+    path = tmp_path / "00000001.pt"
+    checkpoint.save(path, {"iteration": 1, "weights": torch.arange(4096.0)})
+    whole = path.read_bytes()
+    first = whole.index(torch.arange(4096.0).numpy().tobytes())
+    for offset in range(first, first + 4 * 4096, 997):
+        content = bytearray(whole)
+        content[offset] ^= 1
+        path.write_bytes(bytes(content))
+        with pytest.raises(UserError, match="wrong checksum of"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iteration", "3"),
+        ("iteration", -1),
+        ("classes", [1, 2]),
+        ("student", {"classifier.weight": 1.0}),
+        ("teacher", {"classifier.weight": torch.tensor([torch.nan])}),
+        ("thresholds", None),
+        ("config", [1]),
+    ],
+)
+def test_missing_and_mistyped_parts_are_named(
+    name: str, value: object, make_engine: Callable[..., Engine], make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    state = {
+        **make_engine().state_dict(),
+        "config": config_to_dict(make_config()),
+        "classes": list("abcde"),
+        "best": 0.0,
+    }
+    for changed in ({**state, name: value}, {key: item for key, item in state.items() if key != name}):
+        checkpoint.save(tmp_path / "1.pt", changed)
+        with pytest.raises(UserError, match=rf"1\.pt.*{name}") as caught:
+            load_networks(tmp_path / "1.pt")
+        assert "\n" not in str(caught.value)
+
+
 def test_foreign_torch_files_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     for content in ({"conv.weight": torch.zeros(2)}, [torch.zeros(2)], {"format": 99}):

@@ -58,6 +58,70 @@ def interrupted(straight: Path, directory: Path, iteration: int) -> None:
         shutil.copy(RunFolder(straight).checkpoint(number), RunFolder(directory).checkpoint(number))
 
 
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the file, where the weights are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(bytes(content))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate])
+def test_auto_passes_over_a_damaged_checkpoint(
+    damage: Callable[[Path], None],
+    straight: Path,
+    make_config: Callable[..., Config],
+    same: Same,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 4)
+    damage(folder.checkpoint(4))
+    folder.manifest.write_text('{"seed": ')  # what a killed writer of another program may leave
+
+    summary = train(config, resume="auto")
+
+    said = capsys.readouterr().out
+    assert "00000004.pt: " in said
+    assert "going on from 00000003.pt, iteration 3" in said
+    assert summary.iteration == 6
+    assert same(final(folder.path), final(straight))
+    assert json.loads(folder.manifest.read_text(encoding="utf-8"))["iteration"] == 3
+
+
+def test_auto_takes_the_best_where_nothing_else_is_left(
+    straight: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    folder.best.parent.mkdir(parents=True)
+    shutil.copy(RunFolder(straight).checkpoint(2), folder.best)
+
+    train(config, resume="auto")
+
+    assert "going on from best.pt, iteration 2" in capsys.readouterr().out
+    assert [line["iteration"] for line in log(folder.path) if line["kind"] == "train"] == [3, 4, 5, 6]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_overwritten(
+    straight: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 2)
+    for number in (1, 2):
+        flip_a_bit(folder.checkpoint(number))
+    before = {path: path.read_bytes() for path in folder.numbered()}
+
+    with pytest.raises(UserError, match=r"no checkpoint is whole; replace the run with --overwrite \(checkpoint "):
+        train(config, resume="auto")
+    assert {path: path.read_bytes() for path in folder.numbered()} == before
+
+
 @pytest.mark.parametrize(
     ("iteration", "workers"),
     [(2, 2), (3, 0), (5, 0)],
