@@ -1,6 +1,5 @@
 """The portable pipeline: truth beside its image, worker processes that obey their parent alone, pinned memory."""
 
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,20 +38,30 @@ def test_truth_is_aligned_with_the_image(make_voc: Callable[..., Path]) -> None:
         assert ((batch.weak[:, 0] > 0.5) == (batch.truth == 1))[batch.valid].float().mean() > 0.96
 
 
-def test_workers_ignore_the_groups_signals_and_end_with_the_stream(dataset: ImageDataset) -> None:
-    stream = iter(TorchPipeline(dataset, CONFIG, 2, 0, workers=2))
-    next(stream), next(stream)  # one of each worker: both have begun
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
-        assert worker.pid is not None
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-        subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
-    assert len(list(islice(stream, 12))) == 12
-    stream.close()  # type: ignore[attr-defined]
-    for worker in workers:
-        worker.join(10)
-        assert not worker.is_alive()
+def test_workers_ignore_the_groups_signals_and_end_with_the_stream(synthetic_root: Path) -> None:
+    """In a process with the threads of a training and no others: one that takes a signal would end its worker."""
+    program = f"""
+import multiprocessing, subprocess
+from itertools import islice
+import cosa_fast.run.training
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig
+dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
+stream = iter(TorchPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, workers=2))
+next(stream), next(stream)
+workers = multiprocessing.active_children()
+for worker in workers:
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
+print(len(workers), len(list(islice(stream, 12))))
+stream.close()
+for worker in workers:
+    worker.join(10)
+print([worker.is_alive() for worker in workers])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 12\n[False, False]\n", done.stderr
 
 
 def test_a_killed_worker_is_explained(synthetic_root: Path) -> None:
