@@ -46,10 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     print("CAMs alone", flush=True)
     cam_only = train(baseline(config), overwrite=True)
+    if not cam_only.results:
+        return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
     print("CoSA", flush=True)
     cosa = train(config, overwrite=True)
-    if not (cosa.results and cam_only.results):
-        return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
+    if not cosa.results:
+        return 0
     print(f"\n{report(cosa, cam_only)}\n")
     print(f"pictures: {cosa.folder.gallery}   ({time.perf_counter() - started:.0f} s)")
     return 0

@@ -3,8 +3,6 @@
 import argparse
 
 from cosa_fast.cli import run_cli
-from cosa_fast.config.parsing import load_config
-from cosa_fast.run.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
+    # Imported here, where a signal is obeyed: it takes seconds.
+    from cosa_fast.config.parsing import load_config
+    from cosa_fast.run.training import train
+
     config = load_config(arguments.config, arguments.overrides)
     summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
     for name, result in summary.results.items():
@@ -31,4 +33,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli(main))
+    raise SystemExit(run_cli(main, stopped=0))

@@ -1,8 +1,10 @@
 """What a run was made with: versions, machine, commit, seed and data, written to manifest.json."""
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import torch
 
 import cosa_fast
 from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.errors import UserError
 from cosa_fast.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
+# Of so many image files the size is looked up: on a network disk each takes its time.
+SIZES = 1000
 
 
 def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, Any]:
@@ -30,6 +35,32 @@ def describe(config: Config, device: torch.device, **extra: Any) -> dict[str, An
         "seed": config.run.seed,
         **extra,
     }
+
+
+def fingerprints(training: ImageDataset, validation: ImageDataset) -> dict[str, str]:
+    """sha256 in hex of each part of the data, by what a user calls it. What is in the images is not read: only their
+    names, and the sizes of up to 1000 files."""
+    return {
+        "the training images' names": _digest(training.ids),
+        "the training labels": _digest((*training.ids, training.fingerprint())),
+        "the training image files": _digest(_sizes(training)),
+        "the validation images' names": _digest(validation.ids),
+        "the validation image files": _digest(_sizes(validation)),
+    }
+
+
+def _sizes(dataset: ImageDataset) -> list[str]:
+    sizes = []
+    for index in range(0, len(dataset), len(dataset) // SIZES + 1):
+        try:
+            sizes.append(str(dataset.image_path(index).stat().st_size))
+        except OSError:  # in a pack, or no longer there
+            sizes.append("")
+    return sizes
+
+
+def _digest(items: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(items).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def write(path: Path, manifest: dict[str, Any]) -> None:
