@@ -1,31 +1,34 @@
-"""What the command lines share: how errors reach the user, and how networks are named."""
+"""What the command lines share: how errors reach the user, what signals do, and how networks are named."""
 
+import atexit
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
+from types import TracebackType
 
 from cosa_fast.errors import QuietError, UserError, first_line
+from cosa_fast.run.signals import STOPPING, ended_at_once
 
 # What --network may say. ON is the student of checkpoints and results.json, AN the teacher.
 NETWORKS = {"on": "on", "an": "an", "student": "on", "teacher": "an"}
 
 
-def run_cli(main: Callable[[list[str]], int], stopped: int = 130) -> int:
+def run_cli(main: Callable[[list[str]], int]) -> int:
     """Run `main(argv)`; a UserError becomes one line on stderr and exit status 2 (`--debug` shows the traceback
-    instead). So does what the machine refuses: a full disk, a place that cannot be written. SIGTERM and Ctrl-C end it
-    with one line and the status `stopped`."""
+    instead). So does what the machine refuses: a full disk, a place that cannot be written. SIGTERM and Ctrl-C end the
+    process as run/signals.py says."""
     argv = sys.argv[1:]
     debug = "--debug" in argv
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
+    # Nobody is interested in what the interpreter was tidying up when a signal came.
+    for number in STOPPING:
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     try:
-        status = main([argument for argument in argv if argument != "--debug"])
-        sys.stdout.flush()
-        return status
+        with ended_at_once():
+            status = main([argument for argument in argv if argument != "--debug"])
+            sys.stdout.flush()
+            return status
     except UserError as error:
         if debug:
             raise
@@ -38,20 +41,24 @@ def run_cli(main: Callable[[list[str]], int], stopped: int = 130) -> int:
         return 1
     except KeyboardInterrupt:
         print("stopped by a signal", file=sys.stderr)
-        return stopped
+        return 128 + signal.SIGINT
     except OSError as error:
         if debug:
             raise
         print(f"error: {first_line(error)}; give more room or another place", file=sys.stderr)
         _discard_output()
         return 2
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, previous)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _in_one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Also for Ctrl-C while a door is still importing what it needs."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by a signal", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _in_one_line
 
 
 def _discard_output() -> None:

@@ -124,6 +124,7 @@ def is_lost_rank(error: RuntimeError) -> bool:
 @contextmanager
 def ranks_of_launch(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun's environment describes, with the process group open inside; alone without torchrun.
+    UserError where another of them ends in the middle.
 
     `device`: "auto", "cpu" or "cuda", as in run.device; each process takes the GPU of its local rank.
     """
@@ -145,9 +146,14 @@ def ranks_of_launch(device: str) -> Iterator[Ranks]:
     global _hosts
     try:
         yield ranks
-    except BaseException:
+    except BaseException as error:
         # Not destroyed: where a rank is lost, that may wait for it. The process ends, and its groups with it.
         _hosts = None
+        if isinstance(error, RuntimeError) and is_lost_rank(error):
+            raise UserError(
+                "another process of this run has ended; see its own message above. The last checkpoint is whole: "
+                "go on with --resume auto"
+            ) from error
         raise
     _hosts = None
     dist.destroy_process_group()

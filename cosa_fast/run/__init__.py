@@ -2,11 +2,12 @@
 
 training: the loop around the step; pictures and results at the end
 resuming: which checkpoint a run starts from, whether it fits, what has changed
-signals: SIGTERM and Ctrl-C: at once, or at the end of the step
+signals: SIGTERM and Ctrl-C: at the end of the step, elsewhere at once
 endings: failures, what is saved when
 evaluating: ON and AN in the loop, choice of the best; a checkpoint's networks
 checkpoint: files: save, rotate, newest
-folder: every path below runs/NAME, its lock, an earlier run set aside
+folder: every path below runs/NAME, its lock
+replacing: an earlier run in the same folder, set aside and dropped
 data: configuration into data sets, augmentation, pipeline
 log: log.jsonl, TensorBoard, bar; means and speed
 manifest: versions, machine, commit, seed, data fingerprint

@@ -30,7 +30,8 @@ from cosa_fast.pictures.gallery import gallery
 from cosa_fast.run import checkpoint
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, read_log
-from cosa_fast.run.signals import Signals, Stopped
+from cosa_fast.run.replacing import drop_replaced
+from cosa_fast.run.signals import Signals
 
 GALLERY_IMAGES = 8
 # A loss this many times the median of its phase has risen.
@@ -58,7 +59,7 @@ class Endings:
         replaced goes now."""
         path = self._save(self._folder.checkpoint(self._engine.iteration))
         if self._ranks.is_main:
-            self._folder.drop_replaced()
+            drop_replaced(self._folder)
             checkpoint.rotate(self._folder, self._engine.config.run.keep)
         return path
 
@@ -89,12 +90,8 @@ class Endings:
             raise error
         except (RuntimeError, OSError) as error:
             if self._ranks.size > 1 and isinstance(error, RuntimeError) and is_lost_rank(error):
-                if self._signals.received:  # told to stop as well, it was only faster
-                    raise Stopped from error
-                raise UserError(
-                    "another process of this run has ended; see its own message above. The last checkpoint is whole: "
-                    "go on with --resume auto"
-                ) from error
+                self._signals.obey()  # told to stop as well, the other was only faster
+                raise
             problem = _of_the_machine(error)
             if problem is None:
                 raise

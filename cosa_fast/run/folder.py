@@ -1,11 +1,10 @@
-"""Every path below runs/NAME, who may write there, and what may be removed."""
+"""Every path below runs/NAME, and the lock of the one process that writes there."""
 
 import errno
 import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.files import unfinished
 
 
 class RunFolder:
@@ -32,8 +32,6 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
         self.last_good = self.checkpoints / "last_good.pt"  # the state before a loss that was not finite
-        self.replaced = path / ".replaced"  # what --overwrite set aside, until the new run has a checkpoint
-        self._discarded = path / ".discarded"  # on its way out
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
@@ -48,14 +46,9 @@ class RunFolder:
         """The checkpoints by iteration that are there, the newest last."""
         return sorted(path for path in self.checkpoints.glob("*.pt") if re.fullmatch(r"\d+\.pt", path.name))
 
-    def require_no_run(self) -> None:
-        """UserError if an earlier run left a checkpoint; best.pt or last_good.pt may be all that there is."""
-        kept = [*sorted(self.checkpoints.glob("*.pt")), *sorted(self.replaced.glob("checkpoints/*.pt"))]
-        if kept:
-            raise UserError(
-                f"{self.path} holds a run already ({kept[0].relative_to(self.path)}); continue it with --resume auto, "
-                "replace it with --overwrite, or give this one another run.name"
-            )
+    def kept(self) -> list[Path]:
+        """What a run has left that is worth keeping: its checkpoints and results; best.pt may be all that there is."""
+        return [*sorted(self.checkpoints.glob("*.pt")), *([self.results] if self.results.exists() else [])]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -78,51 +71,6 @@ class RunFolder:
             with suppress(OSError):
                 for folder in made:
                     folder.rmdir()
-
-    def tidy(self) -> None:
-        """Remove what processes that were killed have left: half-written files, half of a replacement."""
-        for place in (self.path, self.checkpoints):
-            for path in place.glob(".*.partial"):
-                path.unlink(missing_ok=True)
-        shutil.rmtree(self._discarded, ignore_errors=True)
-        if not any(self.checkpoints.glob("*.pt")):
-            return
-        if (self.replaced / "checkpoints").exists():
-            self.drop_replaced()
-        elif self.replaced.exists():
-            self.put_back()
-
-    def set_aside(self) -> None:
-        """Move an earlier run to `replaced`, so that two runs never mix in one folder. One that is there already stays:
-        what has followed it since has no checkpoint."""
-        if not any(self.checkpoints.glob("*.pt")):
-            for path in self._entries(self.path):
-                _remove(path)
-            return
-        self.replaced.mkdir(exist_ok=True)
-        for path in self._entries(self.path):  # the checkpoints last: they say whose folder it is
-            path.rename(self.replaced / path.name)
-
-    def put_back(self) -> None:
-        """Undo `set_aside`."""
-        for path in reversed(self._entries(self.replaced)):
-            _remove(self.path / path.name)
-            path.rename(self.path / path.name)
-        with suppress(OSError):
-            self.replaced.rmdir()
-
-    def drop_replaced(self) -> None:
-        """Remove the earlier run for good."""
-        if self.replaced.exists():
-            self.replaced.rename(self._discarded)
-            shutil.rmtree(self._discarded, ignore_errors=True)
-
-    def _entries(self, folder: Path) -> list[Path]:
-        """What a run writes, as far as it is in `folder`."""
-        files = (self.config, self.log, self.manifest, self.held_out, self.results, self.gallery)
-        places = (*files, self.path / "results.csv", self.path / "report.html", self.tensorboard, self.trace.parent)
-        names = [path.name for path in (*places, self.checkpoints)]
-        return [folder / name for name in names if (folder / name).exists()]
 
 
 class _Lock:
@@ -157,8 +105,10 @@ class _Lock:
         self._descriptor = descriptor
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": host, "pid": os.getpid()}).encode(), 0)
+        unfinished.add(path)
 
     def release(self) -> None:
+        unfinished.discard(self._path)
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -179,7 +129,3 @@ def _runs(pid: object) -> bool:
     except OSError:
         return True  # another user's
     return True
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -110,6 +110,7 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, iteration)
+            self._events.flush()
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None:
         """The bar's figures, or a plain line where there is no terminal."""

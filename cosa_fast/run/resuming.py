@@ -11,6 +11,7 @@ from cosa_fast.engine.base import EngineBase
 from cosa_fast.errors import UserError, first_line
 from cosa_fast.evaluation.networks import load, require_whole
 from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.replacing import require_no_run
 
 # Of the section "run": what the figures depend on.
 DECISIVE = ("seed", "engine", "precision")
@@ -51,18 +52,23 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     """What `resume` means: "auto" (the run's newest whole checkpoint, if it has any) or a file; None to start anew. And
     what to say about it.
 
-    UserError if the file cannot be read, belongs to another run than the folder's, or if no checkpoint of the run is
-    whole.
+    UserError if the file cannot be read, if no checkpoint of the run is whole, or if another run than that which goes
+    on would be lost, without `overwrite`.
     """
     if resume == "auto":
-        return _newest(folder)
+        start, notes = _newest(folder)
+        if start is None and folder.kept() and not overwrite:
+            require_no_run(folder)
+        return start, notes
     if resume is None:
+        if not overwrite:
+            require_no_run(folder)
         return None, []
     path = Path(resume)
     start = Start(path, _read(path))
     if not start.is_of(folder):
         if not overwrite:
-            folder.require_no_run()
+            require_no_run(folder)
         return start, []
     if overwrite:
         raise UserError(

@@ -1,77 +1,157 @@
-"""SIGTERM and Ctrl-C: obeyed at once where nothing can be lost, else at the end of the step."""
+"""SIGTERM and Ctrl-C: they end a command line at once; training finishes its step first, and saves."""
 
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from cosa_fast.files import remove_unfinished
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
+_can_go_on: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """For a command line to run in: a signal ends the process with one line, whatever it is in, also a library's long
+    wait. Exit status: 128 + the signal's number, or 0 as `resumable` says.
+
+    Nothing is raised anywhere, and nothing cleaned up but unfinished files: what is on the disk is as whole as after a
+    kill. A thread is told of the signals, for Python's own handlers wait until the main thread is back from C. In
+    another thread than the main one, which alone can have handlers, this does nothing.
+    """
+    if not _in_main_thread():
+        yield
+        return
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    wakeup = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+    previous = _handle(_stand_still)
+    threading.Thread(target=_leave_when_told, args=(receiving,), daemon=True).start()
+    try:
+        yield
+    finally:
+        _restore(previous)
+        signal.set_wakeup_fd(wakeup)
+        os.close(sending)
+
+
+@contextmanager
+def resumable(can_go_on: Callable[[], bool]) -> Iterator[None]:
+    """Inside, a command line that a signal ends says how to go on, and exits with status 0, where `can_go_on()`; but
+    not as one of several processes: there a launcher must see the failure, and end the others."""
+    global _can_go_on
+    before, _can_go_on = _can_go_on, can_go_on
+    try:
+        yield
+    finally:
+        _can_go_on = before
+
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run where nothing was left to save."""
+    """A signal came while something was waited for."""
 
 
 class Signals:
-    """What the signals that ask a run to end mean, from its start to its end.
-
-    They raise `Stopped` at once, for whatever a run does outside of its steps can be done again: start-up, evaluations,
-    the last pictures. Within `noted` they only set `received`.
-    """
+    """What signals mean to a run. Within `noted` they set `received`. Outside of it they mean what they meant before:
+    whatever a run does outside of its steps can be done again."""
 
     def __init__(self) -> None:
         self.received = 0
-        self._only_noted = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """To run in; afterwards the handlers are those of before. Does nothing outside of the main thread, which alone
-        can have handlers."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handled = (*STOPPING, signal.SIGCHLD)
-        previous = {number: signal.getsignal(number) for number in handled}
-        for number in STOPPING:
-            signal.signal(number, self._handle)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._raising = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """To train in: what has begun is finished, and whoever is inside looks at `received`."""
-        self._only_noted = True
+        if not _in_main_thread():
+            yield
+            return
+        self._before = _handle(self._note)
         try:
             yield
         finally:
-            self._only_noted = False
+            _restore(self._before)
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Inside of `noted`, for work that is not to be waited for: raises `Stopped` at once again."""
-        self._only_noted = False
+        """Inside of `noted`, for work that is not to be waited for: signals, also one received before, mean again what
+        they meant."""
+        if not _in_main_thread():
+            yield
+            return
+        _restore(self._before)
         try:
             self.obey()
             yield
         finally:
-            self._only_noted = True
+            _handle(self._note)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Inside of `noted`, to wait in: a signal raises `Stopped`."""
+        self._raising = True
+        try:
+            if self.received:
+                raise Stopped
+            yield
+        finally:
+            self._raising = False
 
     def obey(self) -> None:
-        """`Stopped` if a signal was noted."""
+        """Outside of `noted`: do as a signal says that was received in it."""
         if self.received:
-            raise Stopped
+            signal.raise_signal(self.received)
 
-    def leave_workers_to_their_loader(self) -> None:
-        """Torch answers the death of a loader's worker with an error from a signal handler: anywhere, in the middle of
-        a step or of a checkpoint too. The loader finds it out by itself, at the next batch."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if not self._only_noted:
+        if self._raising:
+            self._raising = False
             raise Stopped
+
+
+_Handlers = dict[signal.Signals, "Callable[[int, FrameType | None], object] | int | None"]
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _handle(handler: Callable[[int, FrameType | None], object]) -> _Handlers:
+    """Returns the handlers of before."""
+    return {number: signal.signal(number, handler) for number in STOPPING}
+
+
+def _restore(handlers: _Handlers) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stand_still(number: int, frame: FrameType | None) -> None:
+    """The main thread's part in the end of the process: not to go on."""
+    time.sleep(60)
+
+
+def _leave_when_told(receiving: int) -> None:
+    while told := os.read(receiving, 1):
+        number = told[0]
+        if number in STOPPING and signal.getsignal(number) is _stand_still:
+            _leave(number)
+    os.close(receiving)
+
+
+def _leave(number: int) -> None:
+    saved = _can_go_on()
+    if os.environ.get("RANK", "0") == "0":
+        line = f"stopped by a signal{'; go on with --resume auto' if saved else ''}\n"
+        with suppress(OSError):
+            os.write(2, f"\n{line}".encode() if os.isatty(2) else line.encode())
+    remove_unfinished()
+    for child in multiprocessing.active_children():
+        child.kill()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    os._exit(0 if saved and alone else 128 + number)

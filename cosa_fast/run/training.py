@@ -1,9 +1,8 @@
 """A whole run: the loop around the engine's step."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer, cut_log
 from cosa_fast.run.manifest import fingerprints
 from cosa_fast.run.profiling import StepProfiler, check_iterations
+from cosa_fast.run.replacing import replacing, tidy
 from cosa_fast.run.resuming import Start, changes, find_start, restore
 from cosa_fast.run.signals import Signals, Stopped
 
@@ -62,7 +62,9 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
 
     Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, on a folder that another
     process writes to, and on a loss that is not finite. Once training has begun, a checkpoint is written first, so that
-    --resume goes on. SIGTERM and Ctrl-C end it within seconds, with a summary without results.
+    --resume goes on. After SIGTERM or Ctrl-C in a step it finishes that, saves, and returns a summary without results.
+    Anywhere else they mean what they meant before the call (an evaluation begins with a state on the disk, and a
+    resumed run makes it up).
 
         config = load_config("demo.yaml", ["optim.iterations=100", "optim.cotrain_after=50"])
         summary = train(config, overwrite=True)
@@ -71,50 +73,26 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
     folder, signals = RunFolder.of(config), Signals()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    reached = 0
-    try:
-        with signals.caught(), ExitStack() as stack:
-            with ranks_of_launch(config.run.device) as ranks:
+    with ExitStack() as held:
+        with ranks_of_launch(config.run.device) as ranks:
 
-                def enter() -> None:
-                    check_iterations(profile)
-                    if ranks.is_main:
-                        stack.enter_context(folder.locked())
-                        folder.tidy()
-                        if resume is None and not overwrite:
-                            folder.require_no_run()
+            def enter() -> None:
+                check_iterations(profile)
+                if ranks.is_main:
+                    held.enter_context(folder.locked())
+                    tidy(folder)
 
-                def prepare() -> _Run:
-                    return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite))
+            def prepare() -> _Run:
+                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite))
 
-                ranks.together(enter)
-                run = ranks.together(prepare)
-                reached = run.engine.iteration
-                if ranks.is_main and not (run.start and run.start.is_of(folder)):
-                    stack.enter_context(_replacing(folder))
-                results = run.execute(profile)
-            reached = run.engine.iteration
-            if results:
-                signals.obey()
-                finish(folder, reached, results, run.validation_set)
-            return Summary(folder, reached, results)
-    except Stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"stopped by a signal outside of training; go on with --resume auto ({folder.path})", flush=True)
-        return Summary(folder, reached, {})
-
-
-@contextmanager
-def _replacing(folder: RunFolder) -> Iterator[None]:
-    """To begin a run in: an earlier one of the folder is set aside. It comes back if this one fails before it has a
-    checkpoint; after a signal or a kill it stays aside, for then this one can go on."""
-    try:
-        folder.set_aside()
-        yield
-    except UserError:
-        if folder.replaced.exists() and not any(folder.checkpoints.glob("*.pt")):
-            folder.put_back()
-        raise
+            ranks.together(enter)
+            run = ranks.together(prepare)
+            if ranks.is_main and not (run.start and run.start.is_of(folder)):
+                held.enter_context(replacing(folder))
+            results = run.execute(profile)
+        if results:
+            finish(folder, run.engine.iteration, results, run.validation_set)
+        return Summary(folder, run.engine.iteration, results)
 
 
 class _Run:
@@ -232,7 +210,6 @@ class _Run:
             except Stopped:
                 self.log.message(self.endings.stopped())
                 return {}
-            self.signals.leave_workers_to_their_loader()
             seconds_for_data = time.perf_counter() - asked
             cotraining = engine.cotraining
             self.metrics.update(engine.step(batch))
@@ -255,7 +232,7 @@ class _Run:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """Alone, a process does not wait for data when it is told to stop; several stop after the same step."""
-        with self.signals.obeyed() if self.ranks.size == 1 else nullcontext():
+        with self.signals.raised() if self.ranks.size == 1 else nullcontext():
             return next(batches).to(self.device)
 
     @property
