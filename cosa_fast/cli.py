@@ -58,7 +58,14 @@ def _in_one_line(kind: type[BaseException], error: BaseException, traceback: Tra
         sys.__excepthook__(kind, error, traceback)
 
 
+def _unless_by_a_signal(unraisable: "sys.UnraisableHookArgs") -> None:
+    """What `Stopped` met in a destructor needs no answer: the run knows of its signal."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
 sys.excepthook = _in_one_line
+sys.unraisablehook = _unless_by_a_signal
 
 
 def _discard_output() -> None:

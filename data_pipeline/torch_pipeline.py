@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -92,15 +93,30 @@ class TorchPipeline:
         Torch's answer to the death of one is taken back: an error from a signal handler, anywhere, in the middle of a
         step or of a checkpoint. The loader finds out by itself when it waits for a batch.
         """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
-        try:
-            return iter(self._loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            if in_main_thread:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+        with _undisturbed():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+            try:
+                return iter(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that come meanwhile are handled afterwards; and torch's handler of SIGCHLD does not stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (*_FOR_PARENT, signal.SIGCHLD)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for caught in came:
+            signal.raise_signal(caught)
 
 
 @dataclass

@@ -44,28 +44,28 @@ OVERRIDES = ("optim.iterations=8", "run.checkpoint_every=2", "eval.every=3", "ru
 
 @dataclass
 class Ended:
-    """How a run's process ended: status (negative: by a signal; None: it hung), what it printed, what the fault met."""
+    """How a run's processes ended (negative: by a signal; None: it hung), what they printed, what the fault met."""
 
-    status: int | None
+    statuses: list[int | None]
     output: str
     fault: Any
 
 
 class Nursery:
-    """Runs forked from a process that has imported everything (nursery.py)."""
+    """Runs forked from a process that has everything set up (nursery.py)."""
 
     def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
         self._process = process
         self._output = folder / "output.txt"
 
-    def run(self, *argv: str, fault: dict[str, Any] | None = None) -> Ended:
+    def run(self, *argv: str, fault: dict[str, Any] | None = None, ranks: int = 1) -> Ended:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._output.write_text("", encoding="utf-8")
-        request = {"argv": argv, "output": str(self._output), "fault": fault, "limit": LIMIT}
+        request = {"argv": argv, "output": str(self._output), "fault": fault, "ranks": ranks, "limit": LIMIT}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
-        return Ended(answer["status"], self._output.read_text(encoding="utf-8"), answer["fault"])
+        return Ended(answer["statuses"], self._output.read_text(encoding="utf-8"), answer["fault"])
 
 
 @contextmanager
@@ -84,18 +84,22 @@ def nursery(folder: Path) -> Iterator[Nursery]:
 
 
 class Study:
-    """A tiny run that is killed; what it must come to is that of the undisturbed one."""
+    """A tiny run of one or more ranks that is killed; what it must come to is that of the undisturbed one."""
 
-    def __init__(self, place: Nursery, folder: Path) -> None:
+    def __init__(self, place: Nursery, folder: Path, ranks: int = 1) -> None:
         self._place = place
         self._folder = folder
+        self._ranks = ranks
         generate(folder / "set", train=8, val=2, size=64, seed=1)
         values = {**TINY, "data": {**TINY["data"], "root": str(folder / "set")}}
         (folder / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        ended = self._start("alone", 0)
-        assert ended.status == 0
+        ended = self._start("first", 0)
+        assert ended.statuses == [0]
         self._events: int = ended.fault
-        self._expected = outcome(folder / "alone")
+        if ranks > 1:
+            ended = self._start("alone", 0)
+            assert not any(ended.statuses), ended.output
+        self._expected = outcome(folder / ("alone" if ranks > 1 else "first"))
 
     def life(self, name: str, randomly: random.Random, deaths: int) -> Iterator[dict[str, Any]]:
         """Kill a run up to so many times, then let it end: a record of each kill, and of the end. `problem` is None
@@ -112,12 +116,13 @@ class Study:
             told = signal.Signals(fault["signal"]).name
             yield {**fault, "signal": told, "workers": workers, "phase": phase, "seconds": seconds, "problem": problem}
         ended = self._start(name, workers)
-        problem = f"status {ended.status}: {ended.output[-1000:]}" if ended.status else None
+        problem = f"statuses {ended.statuses}: {ended.output[-1000:]}" if any(ended.statuses) else None
         yield {"end": True, "problem": problem or self._difference(name)}
 
     def _start(self, name: str, workers: int, fault: dict[str, Any] | None = None) -> Ended:
         settings = (*OVERRIDES, f"run.output={self._folder}", f"run.name={name}", f"data.workers={workers}")
-        return self._place.run(str(self._folder / "tiny.yaml"), *settings, "--resume", "auto", fault=fault)
+        command = (str(self._folder / "tiny.yaml"), *settings, "--resume", "auto")
+        return self._place.run(*command, fault=fault, ranks=self._ranks)
 
     def _fault(self, randomly: random.Random) -> dict[str, Any]:
         """Early events are more frequent: a run that goes on has fewer."""
@@ -129,33 +134,40 @@ class Study:
             "delay": randomly.choice((0.0, 0.02 * randomly.random(), 0.2 * randomly.random())),
             "group": randomly.random() < 0.5,
             "again": 0.05 * randomly.random() if twice else None,
+            "rank": randomly.randrange(self._ranks),
         }
 
     def _difference(self, name: str) -> str | None:
         found = outcome(self._folder / name)
         wrong = [part for part, expected in self._expected.items() if not same(found[part], expected)]
-        return f"differs from the undisturbed run: {', '.join(wrong)}" if wrong else None
+        files = sorted({*found["files"]} ^ {*self._expected["files"]})
+        return f"differs from the undisturbed run: {', '.join(wrong)} {files}" if wrong else None
 
 
 def wrong_end(ended: Ended, number: signal.Signals, begun: bool) -> str | None:
     """What is not as promised of a run that was told to end; None if all is. `begun`: there is a checkpoint of it."""
     phase, seconds = ended.fault["phase"], ended.fault["seconds"]
-    if ended.status is None:
+    if None in ended.statuses:
         return "hung"
     if "Traceback" in ended.output or "Exception ignored" in ended.output:
         return f"a traceback: {ended.output[-2000:]}"
     if "going on from" in ended.output:
         return f"a damaged checkpoint: {ended.output[-1000:]}"
-    if number == signal.SIGKILL:
-        return None if ended.status in (-number, 0) else f"status {ended.status} after SIGKILL"
     if seconds > OBEYED_WITHIN:
         return f"took {seconds:.1f} s to end"
     lines = ended.output.count("stopped by a signal")
     finished = "written to " in ended.output
+    if len(ended.statuses) > 1 or number == signal.SIGKILL:
+        # Who has lost a rank says so; the others are told to end by the launcher.
+        wanted = {-signal.SIGKILL, 0, 2, 128 + signal.SIGTERM, 128 + number}
+        wrong = lines > 1 or not set(ended.statuses) <= wanted
+        return f"statuses {ended.statuses}: {ended.output[-1000:]}" if wrong else None
+    if "error:" in ended.output:
+        return f"an error: {ended.output[-1000:]}"
     # As long as the configuration is not read, nobody knows of the checkpoint.
     wanted = {128 + number} if not begun else {0, 128 + number} if phase == "command line" else {0}
-    if ended.status not in wanted and not (finished and ended.status == 0):
-        return f"status {ended.status} in place of {wanted}: {ended.output[-1000:]}"
+    if not set(ended.statuses) <= wanted and not (finished and ended.statuses == [0]):
+        return f"statuses {ended.statuses} in place of {wanted}: {ended.output[-1000:]}"
     if lines != 1 and not finished:
         return f"{lines} lines about the signal: {ended.output[-1000:]}"
     return None
@@ -165,6 +177,8 @@ def outcome(path: Path) -> dict[str, Any]:
     """What a finished run has come to: states without settings and clock, log without the clock, results, names."""
     folder = RunFolder(path)
     lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
+    # One that was told to stop has left a checkpoint of that iteration, too.
+    passing = {*folder.numbered()[:-1], *folder.tensorboard.iterdir()}
 
     def state(file: Path) -> dict[str, Any]:
         return {key: value for key, value in load(file).items() if key != "config"}
@@ -175,7 +189,7 @@ def outcome(path: Path) -> dict[str, Any]:
         "log.jsonl": [{key: value for key, value in line.items() if key not in CLOCK} for line in lines],
         "results.json": json.loads(folder.results.read_text(encoding="utf-8")),
         "gallery.png": folder.gallery.read_bytes(),
-        "files": sorted(str(file.relative_to(path)) for file in path.rglob("*") if "events.out" not in file.name),
+        "files": sorted(str(file.relative_to(path)) for file in {*path.rglob("*")} - passing),
     }
 
 
@@ -190,13 +204,13 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def kill(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def kill(count: int, seed: int, folder: Path, ranks: int = 1) -> list[dict[str, Any]]:
     """The records of as many kills, and of the ends of the runs that they happened to."""
     randomly = random.Random(seed)
     records: list[dict[str, Any]] = []
     killed = 0
     with nursery(folder) as place:
-        study = Study(place, folder)
+        study = Study(place, folder, ranks)
         while killed < count:
             name = f"life{len(records)}"
             for record in study.life(name, randomly, min(4, count - killed)):
@@ -225,12 +239,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill tiny runs, and compare what becomes of them.")
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run, on one machine")
     parser.add_argument("--json", type=Path, help="write the summary there")
     arguments = parser.parse_args()
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        found = summary(kill(arguments.kills, arguments.seed, Path(folder)))
-    text = json.dumps({"seed": arguments.seed, "minutes": round((time.time() - began) / 60, 1), **found}, indent=2)
+        found = summary(kill(arguments.kills, arguments.seed, Path(folder), arguments.ranks))
+    minutes = round((time.time() - began) / 60, 1)
+    text = json.dumps({"seed": arguments.seed, "ranks": arguments.ranks, "minutes": minutes, **found}, indent=2)
     print(text)
     if arguments.json is not None:
         arguments.json.write_text(text + "\n", encoding="utf-8")

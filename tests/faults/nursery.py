@@ -1,9 +1,12 @@
 """A process from which runs are forked: each is spared the seconds of a new interpreter.
 
 Its first run takes place in it, and leaves everything imported and set up. For that, as for every other, it reads a
-line of JSON from stdin, {"argv", "output", "fault", "limit"}, and answers with one when the run has ended: {"status",
-"fault"}. A fault is {"signal", "event", "delay", "group", "again"}: the run gets the signal `delay` seconds after its
-`event`-th access to a file (or its whole process group does), and once more `again` seconds later if that is not null.
+line of JSON from stdin, {"argv", "output", "fault", "ranks", "limit"}, and answers with one when all processes of the
+run have ended: {"statuses", "fault"}; a status is negative for a signal, null for a process that was still there after
+`limit` seconds and was killed.
+
+A fault is {"signal", "event", "delay", "group", "again", "rank"}: that rank gets the signal `delay` seconds after its
+`event`-th access to a file (or the whole process group does), and once more `again` seconds later if that is not null.
 What came of it is {"phase", "seconds"}, the time being that to the end of the run; null where the run had ended before.
 Of the first run, "fault" is the number of these accesses.
 """
@@ -12,6 +15,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -39,7 +43,7 @@ PHASES = {
 
 
 class Fault:
-    """Counts a run's accesses to files, and strikes as told."""
+    """Counts a process's accesses to files, and strikes as told."""
 
     def __init__(self, spec: dict[str, Any] | None, report: Path) -> None:
         self._spec = spec
@@ -50,8 +54,9 @@ class Fault:
         self.count = 0
         if spec is not None:
             threading.Thread(target=self._strike, daemon=True).start()
+        sys.addaudithook(self._hook)
 
-    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in EVENTS or os.getpid() != self._process:
             return
         self.count += 1
@@ -87,30 +92,47 @@ class Fault:
         return "exit"
 
 
-def born(request: dict[str, Any]) -> int:
-    """The run, in the process that was forked for it; returns its exit status."""
-    os.setsid()
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def become(request: dict[str, Any], rank: int, leader: int, port: int) -> None:
+    """In the process that was forked for a rank: a process group, output and arguments of its own."""
+    os.setpgid(0, leader)
+    output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
     sys.argv = ["train", *request["argv"]]
-    fault = Fault(request["fault"], Path(f"{request['output']}.fault"))
-    sys.addaudithook(fault.hook)
-    return run_cli(train.main)
+    if request["ranks"] > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    if request["fault"] is not None and request["fault"]["rank"] == rank:
+        Fault(request["fault"], Path(f"{request['output']}.fault"))
 
 
-def waited_for(process: int, limit: float) -> int | None:
-    """The exit status, negative for a signal; None if the process did not end in time and was killed."""
+def waited_for(processes: list[int], limit: float) -> list[int | None]:
+    """Their exit statuses. As torchrun does, the others are told to end when one has failed."""
     end = time.monotonic() + limit
-    while time.monotonic() < end:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
+    statuses: dict[int, int | None] = {}
+    told = False
+    while len(statuses) < len(processes):
+        late = time.monotonic() > end
+        for process in processes:
+            if process in statuses:
+                continue
+            if late:
+                os.kill(process, signal.SIGKILL)
+            found, status = os.waitpid(process, 0 if late else os.WNOHANG)
+            if found:
+                statuses[process] = None if late else os.waitstatus_to_exitcode(status)
+        if any(statuses.values()) and not told:
+            told = True
+            for process in set(processes) - set(statuses):
+                os.kill(process, signal.SIGTERM)
         time.sleep(0.002)
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return None
+    return [statuses[process] for process in processes]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def main() -> int:
@@ -118,23 +140,27 @@ def main() -> int:
     training.step_flops = lambda *_, **__: 1  # counting them takes as long as six steps
     tqdm.monitor_interval = 0
     first = Fault(None, Path())
-    sys.addaudithook(first.hook)
     with redirect_stdout(io.StringIO()):
         status = train.main(json.loads(sys.stdin.readline())["argv"])
     assert threading.active_count() == 1  # no thread, which a fork would lose
-    print(json.dumps({"status": status, "fault": first.count}), flush=True)
+    print(json.dumps({"statuses": [status], "fault": first.count}), flush=True)
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         report = Path(f"{request['output']}.fault")
         report.unlink(missing_ok=True)
-        process = os.fork()
-        if process == 0:
-            return born(request)
-        status = waited_for(process, request["limit"])
+        processes: list[int] = []
+        port = free_port()
+        for rank in range(request["ranks"]):
+            processes.append(os.fork())
+            if processes[-1] == 0:
+                become(request, rank, processes[0], port)
+                return run_cli(train.main)
+            os.setpgid(processes[-1], processes[0])
+        statuses = waited_for(processes, request["limit"])
         fault = json.loads(report.read_text()) if report.exists() else None
-        if fault and "time" in fault:
+        if fault:
             fault["seconds"] = time.monotonic() - fault.pop("time")
-        print(json.dumps({"status": status, "fault": fault}), flush=True)
+        print(json.dumps({"statuses": statuses, "fault": fault}), flush=True)
     return 0
 
 
