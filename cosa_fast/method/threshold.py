@@ -52,7 +52,7 @@ class DynamicThreshold:
         """Take in a batch: confidence (B, h, w) in [0, 1], valid (B, h, w) bool, of every rank; then refit ξ."""
         counts = self._ranks.sum_(histogram(self._scale.to(confidence), valid, self._bins, backend=self._backend))
         self._queue.index_copy_(0, self._cursor.reshape(1), counts.to(self._queue.dtype).reshape(1, -1))
-        self._cursor.add_(1).remainder_(self._config.queue_length)
+        self._cursor.add_(1).remainder_(len(self._queue))
         value, fit = fit_mixture(
             self._queue.sum(0),
             self._fit,
