@@ -75,10 +75,9 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class ThresholdConfig:
     """Where a CAM becomes foreground: `dynamic` ξ and ξ† (eq. 6), `fixed` values, or a `band` whose inside is
-    ignored. `scale`: whether eq. 6's mixture is fitted to the confidences or to their square roots."""
+    ignored."""
 
     mode: Literal["dynamic", "fixed", "band"] = "dynamic"
-    scale: Literal["linear", "sqrt"] = "linear"
     value: float = bounded(0.45, low=0.001, high=0.999)
     value_aux: float = bounded(0.45, low=0.001, high=0.999)
     band: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)

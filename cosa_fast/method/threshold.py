@@ -1,8 +1,7 @@
 """The CAM thresholds ξ and ξ† (METHOD section 4, eq. 6): a queue of confidence histograms and the mixture fitted to
 their sum."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,57 +11,39 @@ from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import fit_mixture, histogram
 
 
-class Scale(NamedTuple):
-    """An increasing map of [0, 1] onto itself, and back: where the mixture is fitted."""
-
-    to: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
-
-    def of(self, value: float) -> float:
-        """`to` for one number."""
-        return float(self.to(torch.tensor(value, dtype=torch.float64)))
-
-
-SCALES = {"linear": Scale(Tensor.clone, Tensor.clone), "sqrt": Scale(torch.sqrt, torch.square)}
-
-
 class DynamicThreshold:
     """ξ from the confidences of the last `queue_length` batches; everything stays on `device`.
 
-    The queue holds one histogram per batch: the sum over its rows is the histogram of all of their confidences, or of
-    their square roots (threshold.scale). The fit lives on that scale, `value` is ξ itself.
+    The queue holds one histogram per batch: the sum over its rows is the histogram of all of their confidences.
     """
 
     def __init__(
         self, config: ThresholdConfig, device: torch.device, backend: str = "auto", ranks: Ranks = ALONE
     ) -> None:
-        self._scale = SCALES[config.scale]
-        self._bins, self._smoothing = config.bins, config.smoothing
-        self._floor = self._scale.of(config.floor)
-        self._clamp = (self._scale.of(config.clamp[0]), self._scale.of(config.clamp[1]))
+        self._config = config
         self._ranks = ranks
         self._backend = backend
         self._queue = torch.zeros(config.queue_length, config.bins, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         # What fit_mixture hands on from call to call; a weight of 0 says that there was no fit yet.
-        self._fit = torch.tensor([sum(self._clamp) / 2, 0, 0, 0, 0, 0], device=device)
-        self.value = self._scale.back(self._fit[0])
+        self._fit = torch.tensor([sum(config.clamp) / 2, 0, 0, 0, 0, 0], device=device)
+        self.value = self._fit[0].clone()
 
     def update(self, confidence: Tensor, valid: Tensor) -> None:
         """Take in a batch: confidence (B, h, w) in [0, 1], valid (B, h, w) bool, of every rank; then refit ξ."""
-        counts = self._ranks.sum_(histogram(self._scale.to(confidence), valid, self._bins, backend=self._backend))
+        counts = self._ranks.sum_(histogram(confidence, valid, self._config.bins, backend=self._backend))
         self._queue.index_copy_(0, self._cursor.reshape(1), counts.to(self._queue.dtype).reshape(1, -1))
-        self._cursor.add_(1).remainder_(len(self._queue))
+        self._cursor.add_(1).remainder_(self._config.queue_length)
         value, fit = fit_mixture(
             self._queue.sum(0),
             self._fit,
-            floor=self._floor,
-            clamp=self._clamp,
-            smoothing=self._smoothing,
+            floor=self._config.floor,
+            clamp=self._config.clamp,
+            smoothing=self._config.smoothing,
             backend=self._backend,
         )
         # In place: a captured step reads and writes the same memory every time.
-        self.value.copy_(self._scale.back(value))
+        self.value.copy_(value)
         self._fit.copy_(fit)
 
     def tensors(self) -> list[Tensor]:
