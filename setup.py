@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # In a clone without symbolic links, which cosa_fast/kernels and cosa_fast/data_pipeline are.
-UNLINKED = [name for name in ("kernels", "data_pipeline") if not Path(__file__).parent.joinpath("cosa_fast", name).is_dir()]
+UNLINKED = [
+    name for name in ("kernels", "data_pipeline") if not Path(__file__).parent.joinpath("cosa_fast", name).is_dir()
+]
 
 setup(
     name="cosa-fast",
