@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
 
         summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
     for name, result in summary.results.items():
-        print(f"\n{name.upper()} at iteration {summary.iteration}\n{result.table()}")
+        print(f"\n{name.upper()} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
     if summary.results:
-        print(f"\nwritten to {summary.directory}")
+        print(f"\n{summary.results['an'].legend()}\nwritten to {summary.directory}")
     return 0
 
 

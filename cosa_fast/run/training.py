@@ -29,6 +29,7 @@ from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer, cut_log
 from cosa_fast.run.manifest import fingerprints
+from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
 from cosa_fast.run.resuming import Start, changes, find_start, restore
@@ -261,7 +262,10 @@ class _Run:
         return iter(stream)
 
     def _announce_pipeline(self) -> None:
-        self.log.message(f"data pipeline: {self.pipeline} ({self.pipeline_reason})")
+        reason = self.pipeline_reason
+        self.log.message(
+            opening(self.engine, self.training_set, self.validation_set, self.pipeline, reason, self.folder)
+        )
         if self.pipeline_before not in (None, self.pipeline):
             self.log.message(
                 f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
