@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from cosa_fast.data_pipeline.datasets.masks import voc_palette
+
 
 def palette() -> np.ndarray:
-    """(256, 3) uint8: the colours of PASCAL VOC.
-
-    Bit j of red, green, blue, counted from the top, is bit 3j, 3j + 1, 3j + 2 of the index: neighbours differ strongly.
-    """
-    index = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    bits = np.arange(8)
-    return ((((index[..., None] >> (3 * bits + channel[..., None])) & 1) << (7 - bits)).sum(-1)).astype(np.uint8)
+    """(256, 3) uint8: the colours of PASCAL VOC, in which neighbours differ strongly."""
+    return voc_palette()
 
 
 def palette_image(classes: np.ndarray) -> Image.Image:

@@ -135,6 +135,12 @@ def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]
     return names
 
 
+def spelt_as(classes: Sequence[str]) -> Callable[[str], str]:
+    """A function that gives a name the spelling that it has in `classes`; a name that is none of them stays."""
+    chosen = {_key(name): name for name in classes}
+    return lambda name: chosen.get(_key(name), name)
+
+
 def encode_labels(
     labels: Mapping[str, Sequence[str]], ids: Sequence[str], classes: Sequence[str], source: str
 ) -> LabelTable:

@@ -12,7 +12,6 @@ import numpy as np
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.coco import instances_path, read_instances
 from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES
-from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
 from cosa_fast.data_pipeline.datasets.labels import (
     ImageNames,
     Labels,
@@ -21,6 +20,7 @@ from cosa_fast.data_pipeline.datasets.labels import (
     require_labels,
     write_labels,
 )
+from cosa_fast.data_pipeline.datasets.masks import ignore_index
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.voc import LISTS, ONEHOT_NAME, read_annotations
@@ -188,7 +188,7 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
     """(image id -> the classes that its mask shows, (width, height) per image), after every image, and the masks of
     those at `masks`, have been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
     """
-    wanted = set(masks)
+    wanted, ignored = set(masks), ignore_index(len(dataset.classes))
 
     def look(index: int) -> tuple[tuple[str, ...], Size, str | None]:
         try:
@@ -196,7 +196,8 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
             values = np.unique(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
         except UserError as error:
             return (), (0, 0), str(error)
-        return tuple(dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX)), image.size, None
+        names = tuple(dataset.classes[value - 1] for value in values if value not in (0, ignored))
+        return names, image.size, None
 
     with ThreadPoolExecutor(max(1, workers), "cosa_fast prepare") as pool:
         names, sizes, problems = zip(*pool.map(look, range(len(dataset))), strict=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, read_image, upright_size
+from cosa_fast.data_pipeline.datasets.masks import read_mask
 from cosa_fast.errors import UserError
 
 RED = (200, 30, 20)
