@@ -68,8 +68,11 @@ def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     as far as the head shows it.
     """
     with opened(path, data) as image:
-        width, height = image.size
         turned = _orientation(image) in _TRANSPOSED_ORIENTATIONS
+        if turned and image.format == "TIFF":
+            image.load()  # PIL turns these itself, its size before and its orientation after
+            turned = _orientation(image) in _TRANSPOSED_ORIENTATIONS
+        width, height = image.size
         return (width, height) if turned else (height, width)
 
 
@@ -97,9 +100,10 @@ def lossless(image: Image.Image) -> bytes:
 
 def raw_mode(image: Image.Image) -> str:
     """How the pixels of an image that is not decoded yet lie in its file, in PIL's words: "RGB;16B", "L;4"."""
-    if not image.tile:
+    tile = getattr(image, "tile", None)  # of images that come from files
+    if not tile:
         return ""
-    arguments = image.tile[0][3]
+    arguments = tile[0][3]
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
@@ -168,7 +172,7 @@ def _from_16_bits(image: Image.Image, path: Path) -> Image.Image:
 
 def _require_deep(image: Image.Image, path: Path) -> None:
     """UserError for a colour image of 16 bits per channel that uses the lower 14 at most: PIL has kept the upper 8."""
-    brightest = max(high for _, high in image.getextrema())
+    brightest = int(np.asarray(image).max())
     if 0 < brightest < 64:
         raise UserError(
             f"{path}: of its 16 bits per colour only {8 + brightest.bit_length()} are in use, and the upper 8 are what "

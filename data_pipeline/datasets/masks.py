@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, raw_mode
 from cosa_fast.errors import UserError
@@ -82,25 +81,26 @@ class MaskFiles:
     absent: str = ""
 
 
-def find_masks(folders: Sequence[Path], ids: Sequence[str], also: Callable[[str], str | None] | None = None) -> MaskFiles:
-    """ID.png, or ID with another suffix of an image, in the first of `folders` that has it. also: another name, without
+def find_masks(
+    folders: Sequence[Path], ids: Sequence[str], also: Callable[[str], Sequence[str]] = lambda id: ()
+) -> MaskFiles:
+    """ID.png, or ID with another suffix of an image, in the first of `folders` that has it. also: other names, without
     suffix, under which the mask of an id may be. No mask is opened.
     """
     there = {folder: _by_stem(folder) for folder in folders}
 
     def find(id: str) -> Path | None:
-        names = [id, also(id) if also else None]
-        return next((files[name] for name in names if name for files in there.values() if name in files), None)
+        return next((files[name] for name in (id, *also(id)) for files in there.values() if name in files), None)
 
     found = [find(id) for id in ids]
     if any(found):
         return MaskFiles([path or folders[0] / f"{id}.png" for path, id in zip(found, ids, strict=True)])
-    others = next((path for files in there.values() for path in files.values()), None)
-    if others is None or not ids:
+    others = sorted(path for files in there.values() for path in files.values())
+    if not others or not ids:
         return MaskFiles(None)
     return MaskFiles(
         None,
-        f"{others.parent}: {sum(map(len, there.values()))} files, first {others.name}, but none is named after an "
+        f"{others[0].parent}: {len(others)} files, first {others[0].name}, but none is named after an "
         f"image of the evaluation, first {ids[0]}; name masks ID.png, or move them away to train without",
     )
 
@@ -115,7 +115,7 @@ def require_sound(shown: Iterable[np.ndarray], where: str) -> None:
             f"{where}: the masks hold 0 and 255 alone, and 255 means: not known. If it marks the object, its index is "
             f"1; {OFFER}"
         )
-    raise UserError(f"{where}: no mask has a pixel of any class; give the right masks, or move them away to train without")
+    raise UserError(f"{where}: no mask has a pixel of any class; give the right masks, or train without")
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -63,8 +63,9 @@ def open_dataset(
     if packed is None:
         require_files(layout.images, layout.listing)
     given = Path(labels).expanduser() if labels is not None else None
-    for note in layout.notes if say is not None else ():
-        say(f"{split}: {note}")
+    if say is not None:
+        for note in layout.notes:
+            say(f"{split}: {note}")
     source, content = _labels(layout, given, say)
     if content is None and need_labels:
         command = f"python -m cosa_fast.prepare --format {format} --root {root} --split {split}"

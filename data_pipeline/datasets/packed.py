@@ -1,8 +1,8 @@
 """Many encoded images in one file, for disks where opening small files is the limit.
 
 A pack is a plain tar: the image files' own bytes, entries named by image id (folders included) with the file's suffix.
-Nothing else is in it, masks least of all. Where each image lies is read from the tar's headers once, at opening; after that an image is
-one positioned read.
+Nothing else is in it, masks least of all. Where each image lies is read from the tar's headers once, at opening; after
+that an image is one positioned read.
 """
 
 import os
@@ -20,9 +20,9 @@ _REMEDY = "write it anew with: python -m cosa_fast.prepare ... --pack"
 
 
 class Pack:
-    """The images of a pack by id: an entry's name without suffix, or the end of it after a "/" where no other entry ends
-    so. May be used by several threads at once, after a fork, and after pickling: then the
-    file is opened anew at the first read.
+    """The images of a pack by id: an entry's name without suffix, or the end of it after a "/" where no other entry
+    ends so. May be used by several threads at once, after a fork, and after pickling: then the file is opened anew at
+    the first read.
 
     UserError naming the file: it cannot be read, is no uncompressed tar, is damaged or truncated, or holds an id twice
     or a link.

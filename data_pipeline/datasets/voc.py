@@ -91,7 +91,9 @@ def devkit(root: Path) -> Path:
         for above in (root, root / "VOCdevkit"):
             found = [year for year in _YEARS if (above / year / part).is_dir()]
             if len(found) > 1 and found[0] != _YEARS[0]:
-                raise UserError(f"{above}: holds {', '.join(found)}; name one of them with data.root={above / found[0]}")
+                raise UserError(
+                    f"{above}: holds {', '.join(found)}; name one of them with data.root={above / found[0]}"
+                )
             if found:
                 return above / found[0]
     return root
@@ -124,15 +126,17 @@ def read_split(root: Path, split: str) -> tuple[list[Listed], str]:
     members, note = lines, ""
     if marks and marks <= {_PRESENT, _DIFFICULT, _ABSENT}:
         members = [line for line in lines if len(line) < 2 or line[1] != _ABSENT]
-        note = f"{len(members)} of {len(lines)} images of {path.name}: those with 1 or 0 (difficult) in its second column"
+        note = (
+            f"{len(members)} of {len(lines)} images of {path.name}: those with 1 or 0 (difficult) in its second column"
+        )
         if not members:
             raise UserError(f"{path}: every image has -1, absent, in the second column; choose another list")
     return [images.row(line) for line in members], note
 
 
 def build_train_aug(root: Path, count: int | None = None) -> Path:
-    """Write ImageSets/Segmentation/train_aug.txt: the masks of SegmentationClassAug less the images of val.txt, by name.
-    count: how many there must be; None means TRAIN_AUG. UserError: a list that is there, no masks, no val.txt, or
+    """Write ImageSets/Segmentation/train_aug.txt: the masks of SegmentationClassAug less the images of val.txt, by
+    name. count: how many there must be; None means TRAIN_AUG. UserError: a list that is there, no masks, no val.txt, or
     another number of images.
     """
     path, masks, val = root / LISTS / "train_aug.txt", root / MASKS[0], root / LISTS / "val.txt"
@@ -212,7 +216,9 @@ class _Images:
     def _named(self, id: str) -> str:
         found = self._by_stem.get(id, [f"{id}.jpg"])
         if len(found) > 1 and f"{id}.jpg" not in found:
-            raise UserError(f"{self._listing}: {id} may be {' or '.join(found)}; write the suffix, or remove one of them")
+            raise UserError(
+                f"{self._listing}: {id} may be {' or '.join(found)}; write the suffix, or remove one of them"
+            )
         return f"{id}.jpg" if f"{id}.jpg" in found else found[0]
 
 
