@@ -21,7 +21,7 @@ class ImageDataset:
     classes: the C foreground names; class c has index c + 1 in masks, where 0 is background and 255 ignore (for more
     than 254 classes, in int16: -1). ids: one per image. has_masks: whether ground truth is at hand. labels: None where
     the set was opened without. masks: mask file per image; None where there are none. masks_absent: why mask files that
-    are there are those of no image; empty otherwise.
+    are there are those of no image; empty otherwise. label_source: where the labels come from, in words.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class ImageDataset:
         self._masks = masks
         self._pack: Pack | None = None
         self.masks_absent = ""
+        self.label_source = ""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -23,6 +23,7 @@ class Subset(ImageDataset):
         super().__init__(whole.classes, [whole.ids[position] for position in positions], paths)
         self.has_masks = any(whole.has_mask(position) for position in positions)
         self.masks_absent = whole.masks_absent
+        self.label_source = whole.label_source
         self._whole = whole
         self._positions = tuple(positions)
 
