@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         "--make-list", action="store_true", help="first write VOC's train_aug.txt: SegmentationClassAug less val"
     )
     parser.add_argument(
-        "--masks-from-colours", action="store_true", help="first write masks that show classes as colours as indices"
+        "--masks-from-colours",
+        "--masks-from-colors",
+        action="store_true",
+        help="first write masks that show classes as colours as indices",
     )
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     return parser

@@ -20,7 +20,14 @@ from cosa_fast.files import read_lines
 
 LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 _RESTORE = "restore them or take them off the list"
-_NOT_LISTS = ("classes", "readme", "license", "requirements", "notes")  # text files in ROOT that are no split
+_NOT_LISTS = (
+    "classes",
+    "colours",
+    "readme",
+    "license",
+    "requirements",
+    "notes",
+)  # text files in ROOT that are no split
 _SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 _NOT_IMAGES = ("masks",)
 

@@ -64,9 +64,9 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     if wide:
         ignored |= stored == _IGNORED_IN_16_BITS
     used = np.unique(stored[~ignored])
-    _require_classes(path, used, num_classes)
     if colours is not None:
         _require_own_palette(path, used, colours)
+    _require_classes(path, used, num_classes)
     stored[ignored] = ignore_index(num_classes)
     return stored.astype(mask_type(num_classes))
 

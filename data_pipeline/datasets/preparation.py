@@ -134,16 +134,23 @@ def collect_labels(
 
 
 def users_labels(format: str, root: Path, split: str) -> Path | None:
-    """The label file that the user has written for this split; None if there is none with a label of one of its images.
-    UserError where it cannot be read.
+    """The label file that the user has written for this split; None if there is none with a label of one of its images,
+    or if images that it lacks can be added from what else there is. UserError where it cannot be read.
     """
     path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
     if path is None or (format != "folder" and path.suffix != ".json"):
         return None
     if format == "folder":
         return path
-    ids = open_dataset(format, root, split, need_labels=False).ids
-    return path if set(ids) & set(read_labels(path, None)) else None
+    dataset = open_dataset(format, root, split, need_labels=False)
+    known = set(dataset.ids) & set(read_labels(path, None, ImageNames(dataset.ids)))
+    if known and len(known) < len(set(dataset.ids)):
+        try:
+            find_source(format, root, dataset)
+        except UserError:
+            return path
+        return None
+    return path if known else None
 
 
 def check_labels(dataset: ImageDataset, workers: int, say: Callable[[str], None]) -> tuple[Labels, list[Size]]:
