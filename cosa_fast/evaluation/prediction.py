@@ -83,7 +83,8 @@ class Segmenter:
             self._allowed = allowed_classes(present, len(networks.classes) + 1)
 
     def segment(self, image: Image.Image) -> np.ndarray:
-        """(H, W) uint8 in 0..C, the classes of an RGB image's pixels, 0 for background."""
+        """(H, W) uint8 in 0..C (int16 for more than 254 classes): the classes of an RGB image's pixels, 0 for
+        background."""
         data = self._config.data
         return segment(
             self._network,
