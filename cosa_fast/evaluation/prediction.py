@@ -74,6 +74,7 @@ class Segmenter:
     ) -> None:
         config = networks.config
         self.device = pick_device(config.run.device)
+        self.pixel_type = np.uint8 if len(networks.classes) <= 254 else np.int16  # of segmentations
         self._network = networks.named(network).to(self.device)
         self._config = config
         self._scales = scales or config.eval.scales
