@@ -43,6 +43,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     there = [name for name in LABEL_FILES if (root / name).is_file()]
     if len(there) > 1 and there[0] != LABEL_FILES[0]:
         raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
+    everything = None if pack is not None else _everything(root)
     in_folders = all("/" in id for id in images)
     return Layout(
         ids=list(images),
@@ -51,8 +52,8 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         classes=class_names(root, classes, ()) if named else None,
         label_files=tuple(root / name for name in LABEL_FILES),
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
-        masks=find_masks([root / "masks"], list(images)),
-        everything=None if pack is not None else _everything(root),
+        masks=find_masks([root / "masks"], list(images), others=everything or ()),
+        everything=everything,
     )
 
 
