@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
     format = "voc" if format == _SBD else format
     if asked.masks_from_colours:
-        masks_from_colours(format, asked.root, asked.split or ("train" if format == "folder" else "val"))
+        default = {"folder": "train", "coco": "val2014"}.get(format, "val")
+        masks_from_colours(format, asked.root, asked.split or default)
     if asked.split is None:
         if asked.download or asked.masks_from_colours:
             return 0

@@ -101,9 +101,10 @@ def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack 
     instances = read_instances(path)
     names = tuple(instances.categories.values())
     folder = _image_folder(root, found, instances.files) if pack is None else root
-    masks = _mask_files(root, found, instances.ids)
+    masks, strange = _mask_files(root, found, instances.ids)
     notes = [f"{root} has no {split}, {found} is taken"] if found != split else []
     notes += instances.notes
+    notes += [f"masks are drawn from {path.name}, for {strange}"] if strange and instances.shapes else []
     if masks.files is None and not instances.shapes:
         notes.append(f"no annotation of {path.name} has a shape, so there are no masks")
     return Layout(
@@ -130,8 +131,10 @@ def _image_folder(root: Path, split: str, files: Sequence[str]) -> Path:
     return there
 
 
-def _mask_files(root: Path, split: str, ids: Sequence[str]) -> MaskFiles:
-    """Masks as the field hands them on: SegmentationClass/SPLIT/NAME.png, with or without COCO_SPLIT_ before NAME."""
+def _mask_files(root: Path, split: str, ids: Sequence[str]) -> tuple[MaskFiles, str]:
+    """(mask files, why those that are there for the split do not count).
+
+    Masks as the field hands them on: SegmentationClass/SPLIT/NAME.png, with or without COCO_SPLIT_ before NAME."""
     own = root / MASKS / split
     names = Counter(id.rpartition("/")[2] for id in ids)
 
@@ -139,8 +142,8 @@ def _mask_files(root: Path, split: str, ids: Sequence[str]) -> MaskFiles:
         name = id.rpartition("/")[2]
         return [name, name.rpartition("_")[2]] if names[name] == 1 else []
 
-    found = find_masks([own if own.is_dir() else root / MASKS], ids, also)
-    return found if found.files else MaskFiles(None)
+    found = find_masks([own if own.is_dir() else root / MASKS], ids, also=also)
+    return MaskFiles(found.files), found.absent if own.is_dir() else ""
 
 
 def _reordered(classes: Sequence[str], names: tuple[str, ...], path: Path) -> tuple[str, ...]:

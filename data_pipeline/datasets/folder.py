@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
-from cosa_fast.data_pipeline.datasets.labels import Labels, class_names
+from cosa_fast.data_pipeline.datasets.labels import ImageNames, Labels, class_names
 from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
@@ -43,6 +43,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     there = [name for name in LABEL_FILES if (root / name).is_file()]
     if len(there) > 1 and there[0] != LABEL_FILES[0]:
         raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
+    everything = None if pack is not None else _everything(root)
     in_folders = all("/" in id for id in images)
     return Layout(
         ids=list(images),
@@ -51,8 +52,8 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         classes=class_names(root, classes, ()) if named else None,
         label_files=tuple(root / name for name in LABEL_FILES),
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
-        masks=find_masks([root / "masks"], list(images)),
-        everything=None if pack is not None else _everything(root),
+        masks=find_masks([root / "masks"], list(images), others=everything or ()),
+        everything=everything,
     )
 
 
@@ -129,15 +130,20 @@ def _split_folders(root: Path) -> list[str]:
 
 
 def _listed(listing: Path, source: Path, found: dict[str, Path], remedy: str) -> dict[str, Path]:
-    by_name = {**{path.relative_to(source).as_posix(): id for id, path in found.items()}, **{id: id for id in found}}
+    known = ImageNames(found)
+    files = {path.relative_to(source).as_posix(): id for id, path in found.items()}
     names = [name.replace("\\", "/").removeprefix("./") for name in read_lines(listing)]
-    missing = [name for name in names if name not in by_name]
+    try:
+        ids = [files.get(name) or known.find(name) for name in names]
+    except UserError as error:
+        raise UserError(f"{listing}: {error}") from None
+    missing = [name for name, id in zip(names, ids, strict=True) if id is None]
     if missing:
         raise UserError(
             f"{listing}: {len(missing)} of {len(names)} listed images are missing, "
-            f"first {source / missing[0]}; {remedy}"
+            f"first {source / missing[0]}{known.nearest(missing[0])}; {remedy}"
         )
-    return {by_name[name]: found[by_name[name]] for name in names}
+    return {id: found[id] for id in ids if id is not None}
 
 
 def _refuse_misspelt(root: Path, split: str) -> None:

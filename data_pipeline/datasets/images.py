@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -34,9 +35,10 @@ _UPRIGHT = {
 # Cameras and scanners store so many bits in files of 16.
 _DEPTHS = (8, 10, 12, 14, 16)
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Texts and colour profiles, which nothing here uses; PIL refuses a file in which one of them is large.
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_XMP = b"XML:com.adobe.xmp\0\0"  # uncompressed: it may hold the orientation
+# Of a PNG's chunks that are not critical, transparency and EXIF matter, and uncompressed XMP, where the orientation may
+# be. PIL refuses a file for any other that is damaged, and for a text or a colour profile that is large.
+_MATTERS = (b"tRNS", b"eXIf")
+_XMP = b"XML:com.adobe.xmp\0\0"
 
 # What PIL warns of is either harmless or an error below. Once for the process: images are read by many threads, and
 # warnings.catch_warnings in one of them changes the filters of all.
@@ -189,19 +191,25 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _plain(stream: IO[bytes]) -> IO[bytes]:
-    """The same file; a PNG without its texts and colour profiles."""
+    """The same file; a PNG without what does not matter to its pixels."""
     head = stream.read(len(_PNG))
     stream.seek(0)
-    return BytesIO(_without_texts(stream.read())) if head == _PNG else stream
+    return BytesIO(_pixels_alone(stream.read())) if head == _PNG else stream
 
 
-def _without_texts(png: bytes) -> bytes:
+def _pixels_alone(png: bytes) -> bytes:
     kept, at = [png[: len(_PNG)]], len(_PNG)
     while at + 12 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        kind, content = png[at + 4 : at + 8], png[at + 8 : end - 4]
-        small_xmp = kind == b"iTXt" and content.startswith(_XMP) and len(content) < 1 << 16
-        if kind not in _TEXTS or small_xmp:
+        if png[at + 4 : at + 5].isupper() or _matters(png[at + 4 : end]):
             kept.append(png[at:end])
         at = end
     return b"".join([*kept, png[at:]])
+
+
+def _matters(chunk: bytes) -> bool:
+    """Of a chunk that is not critical, its kind, content and checksum."""
+    kind, content = chunk[:4], chunk[4:-4]
+    if kind not in _MATTERS and not (kind == b"iTXt" and content.startswith(_XMP) and len(content) < 1 << 16):
+        return False
+    return kind == b"tRNS" or zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")

@@ -1,7 +1,7 @@
 """Masks as files: where they are, what they hold, and sets of them that cannot be right."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +82,15 @@ class MaskFiles:
 
 
 def find_masks(
-    folders: Sequence[Path], ids: Sequence[str], also: Callable[[str], Sequence[str]] = lambda id: ()
+    folders: Sequence[Path],
+    ids: Sequence[str],
+    *,
+    others: Collection[str] = (),
+    also: Callable[[str], Sequence[str]] = lambda id: (),
 ) -> MaskFiles:
-    """ID.png, or ID with another suffix of an image, in the first of `folders` that has it. also: other names, without
-    suffix, under which the mask of an id may be. No mask is opened.
+    """ID.png, or ID with another suffix of an image, in the first of `folders` that has it. others: ids of images that
+    are not asked for, whose masks may be there. also: other names, without suffix, under which the mask of an id may
+    be. No mask is opened.
     """
     there = {folder: _by_stem(folder) for folder in folders}
 
@@ -95,12 +100,12 @@ def find_masks(
     found = [find(id) for id in ids]
     if any(found):
         return MaskFiles([path or folders[0] / f"{id}.png" for path, id in zip(found, ids, strict=True)])
-    others = sorted(path for files in there.values() for path in files.values())
-    if not others or not ids:
+    strange = sorted(path for files in there.values() for path in files.values())
+    if not strange or not ids or any(name in others for files in there.values() for name in files):
         return MaskFiles(None)
     return MaskFiles(
         None,
-        f"{others[0].parent}: {len(others)} files, first {others[0].name}, but none is named after an "
+        f"{strange[0].parent}: {len(strange)} files, first {strange[0].name}, but none is named after an "
         f"image of the evaluation, first {ids[0]}; name masks ID.png, or move them away to train without",
     )
 

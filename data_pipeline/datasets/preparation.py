@@ -24,6 +24,7 @@ from cosa_fast.data_pipeline.datasets.labels import (
 from cosa_fast.data_pipeline.datasets.masks import ignore_index
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
+from cosa_fast.data_pipeline.datasets.subset import masked_part
 from cosa_fast.data_pipeline.datasets.voc import (
     LISTS,
     MASKS,
@@ -37,6 +38,7 @@ from cosa_fast.files import write_text
 
 Size = tuple[int, int]
 SOURCES = ("masks", "xml", "npy", "coco")
+_MASK_FOLDERS = {"voc": MASKS, "coco": MASKS[1:], "folder": ("masks",)}
 
 
 def prepare(
@@ -85,6 +87,8 @@ def prepare(
         kept = write_merged(output, labels)
         say(count_labels(dataset.classes, labels))
         say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
+    if dataset.masks_absent:
+        say(f"warning: {dataset.masks_absent}")
     if format == "folder":
         write_classes(root / "classes.txt", dataset.classes, say)
     say(describe_sizes(sizes))
@@ -94,14 +98,14 @@ def prepare(
 
 
 def masks_from_colours(format: str, root: Path, split: str, say: Callable[[str], None] = print) -> None:
-    """Write the masks of a VOC or folder set, which show classes as colours, as indices: see `write_indices`. split: a
-    list of the set, from which its classes are known. UserError also for other formats.
+    """Write the masks of a set, which show classes as colours, as indices: see `write_indices`. split: a list of the
+    set, from which its classes are known. UserError also for generated images.
     """
-    if format not in ("voc", "folder"):
-        raise UserError(f"--masks-from-colours: of a voc or folder set, not of {format}")
+    if format not in _MASK_FOLDERS:
+        raise UserError(f"--masks-from-colours: of {', '.join(_MASK_FOLDERS)}, not of {format}")
     root = devkit(root) if format == "voc" else root
     classes = open_dataset(format, root, split, need_labels=False).classes
-    folders = [root / name for name in (MASKS if format == "voc" else ("masks",)) if (root / name).is_dir()]
+    folders = [root / name for name in _MASK_FOLDERS[format] if (root / name).is_dir()]
     if not folders:
         raise UserError(f"{root}: no masks there")
     for folder in folders:
@@ -163,6 +167,10 @@ def check_labels(dataset: ImageDataset, workers: int, say: Callable[[str], None]
         id: tuple(name for name, present in zip(dataset.classes, dataset.labels(index), strict=True) if present)
         for index, id in enumerate(dataset.ids)
     }
+    try:
+        masked_part(dataset).check_masks(threads=workers)
+    except UserError as error:  # what is trained on needs none
+        say(f"warning: {error}")
     differing = [id for index in masked if set(shown[id := dataset.ids[index]]) != set(labels[id])]
     if differing:
         say(f"labels and masks differ on {len(differing)} of {len(masked)} images that have both:")

@@ -3,7 +3,7 @@ Annotations; or a folder above it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -68,6 +68,7 @@ def find_voc(root: Path, split: str, classes: Sequence[str] | None, pack: Pack |
     notes = [*([f"{root} below {given} is taken"] if root != given else []), *([note] if note else [])]
     ids = [row.id for row in rows]
     names = class_names(root, classes, CLASSES)
+    everything = frozenset(_stem(name) for name in file_names(root / IMAGES))
     return Layout(
         ids=ids,
         images=[root / row.image for row in rows],
@@ -75,8 +76,8 @@ def find_voc(root: Path, split: str, classes: Sequence[str] | None, pack: Pack |
         classes=names,
         label_files=(root / "labels.json", root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME),
         annotations=(root / "Annotations", lambda: read_annotations(root, ids, names)),
-        everything=None if pack else frozenset(_stem(name) for name in file_names(root / IMAGES)),
-        masks=_masks(root, rows),
+        everything=None if pack else everything,
+        masks=_masks(root, rows, everything),
         notes=tuple(notes),
     )
 
@@ -237,9 +238,9 @@ def _stem(name: str) -> str:
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _masks(root: Path, rows: Sequence[Listed]) -> MaskFiles:
+def _masks(root: Path, rows: Sequence[Listed], everything: Collection[str]) -> MaskFiles:
     """The masks that the list names, where they are; else those named after the images."""
-    found = find_masks([root / folder for folder in MASKS], [row.id for row in rows])
+    found = find_masks([root / folder for folder in MASKS], [row.id for row in rows], others=everything)
     named = {row.id: root / row.mask.lstrip("/") for row in rows if row.mask}
     there = {folder: file_names(folder) for folder in {mask.parent for mask in named.values()}}
     named = {id: mask for id, mask in named.items() if mask.name in there[mask.parent]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from cosa_fast import api, predict
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
+from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.run.training import train
 
 MakeConfig = Callable[..., Config]
@@ -49,6 +51,14 @@ def test_real_sets_train_with_their_root_alone(
     assert 0 <= summary.results["an"].summary()["seg_label_free"] <= 100
     said = capsys.readouterr().out
     assert ("train2014: " in said and "train2017 is taken" in said) is (recipe == "coco.yaml")
+
+
+def test_voc_without_a_mask_trains_and_reports(data_root: Path, make_config: MakeConfig, tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    shutil.copytree(data_root, root, ignore=shutil.ignore_patterns("SegmentationClass"))
+    summary = train(make_config(f"data.root={tmp_path}", "optim.iterations=1", "optim.cotrain_after=0"))
+    assert isinstance(summary.results["an"], LabelResult)
+    assert 0 <= summary.results["an"].summary()["image_ap"] <= 100
 
 
 @pytest.fixture
@@ -90,6 +100,16 @@ def test_more_than_254_classes_train_are_evaluated_and_predicted(
     assert (mask.dtype, mask.shape) == (np.int16, (64, 64))
     assert predict.main([str(summary.folder.best), str(image), "-o", str(tmp_path / "out")]) == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "0.png")), mask)
+
+
+def test_boxes_alone_train_and_report(many_classes: Path, make_config: MakeConfig) -> None:
+    for path in (many_classes / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        path.write_text(json.dumps(content))
+    options = ("data.format=coco", f"data.root={many_classes}", "optim.iterations=1", "optim.cotrain_after=0")
+    assert isinstance(train(make_config(*options)).results["an"], LabelResult)
 
 
 def test_the_oracle_reads_wide_masks(many_classes: Path, make_config: MakeConfig) -> None:

@@ -302,9 +302,18 @@ def test_png_masks_go_before_shapes(make: Any, folder: str, name: str) -> None:
     root = make(files, [(0, SQUARE), (1, SQUARE)], place="val2014", split="val2014")
     (root / folder).mkdir(parents=True)
     Image.fromarray(np.full((10, 12), 1, np.uint8)).save(root / folder / name)
-    dataset, _ = opened(root, "val2014")
+    dataset, said = opened(root, "val2014")
     assert (dataset.mask(0) == 1).all()
+    assert not any("drawn" in text for text in said)
     assert [dataset.has_mask(k) for k in range(2)] == [True, False]
     Image.fromarray(np.full((10, 12), 90, np.uint8)).save(root / folder / name)
     with pytest.raises(UserError, match=r"value 90 is neither a class \(0\.\.1\)"):
         dataset.check_masks([0])
+
+
+def test_masks_of_other_names_are_pointed_at(make: Any) -> None:
+    root = make(["x.jpg"], [(0, SQUARE)])
+    (root / "SegmentationClass/val").mkdir(parents=True)
+    Image.fromarray(np.full((10, 12), 1, np.uint8)).save(root / "SegmentationClass/val/other.png")
+    _, said = opened(root)
+    assert any("masks are drawn from instances_val.json, for " in text for text in said)

@@ -112,5 +112,5 @@ def test_what_cannot_be_converted_changes_nothing(make: Callable[..., Path], tmp
     (root / "masks").rmdir()
     with pytest.raises(UserError, match="no masks there"):
         convert(root)
-    with pytest.raises(UserError, match="of a voc or folder set, not of coco"):
-        main(["coco", "--root", str(tmp_path), "--masks-from-colours"])
+    with pytest.raises(UserError, match="of voc, coco, folder, not of synthetic"):
+        main(["synthetic", "--root", str(tmp_path), "--masks-from-colours"])

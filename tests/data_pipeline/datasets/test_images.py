@@ -93,6 +93,8 @@ EXTRAS = {
     "large profile": [chunk(b"iCCP", b"profile\0\0" + zlib.compress(LARGE))],
     "broken profile": [chunk(b"iCCP", b"profile\0\0nothing")],
     "broken text": [chunk(b"zTXt", b"Comment\0\0nothing"), chunk(b"iTXt", b"\0")],
+    "wrong checksum of another": [chunk(b"pHYs", b"\0\0\0\1\0\0\0\1\1")[:-4] + b"0000"],
+    "wrong checksum of EXIF": [chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0")[:-4] + b"0000"],
     "wrong checksum": [chunk(b"tEXt", b"Comment\0x")[:-4] + b"0000"],
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cosa_fast import prepare
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.data_pipeline.datasets.masks import read_mask, voc_palette
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
@@ -116,6 +117,22 @@ def test_masks_of_other_names_are_explained(folder: Path, start: Callable[[], li
     message = refusal(start)
     assert "masks: 3 files, first d_mask.png" in message
     assert "none is named after an image of the evaluation, first d; name masks ID.png" in message
+
+
+def test_masks_of_other_images_are_no_mistake(folder: Path, start: Callable[[], list[str]]) -> None:
+    Image.fromarray(VALUES).save(folder / "masks/a.png")
+    assert "no masks, so no mIoU" in start()[-1]
+
+
+def test_prepare_points_at_masks_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(VALUES * 0).save(folder / "masks/d.png")
+    arguments = ["folder", "--root", str(folder), "--split", "val", "--workers", "1"]
+    assert prepare.main(arguments) == 0
+    assert "warning: " in (out := capsys.readouterr().out)
+    assert "no mask has a pixel of any class" in out
+    (folder / "masks/d.png").rename(folder / "masks/d_mask.png")
+    assert prepare.main(arguments) == 0
+    assert "none is named after an image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
