@@ -1,4 +1,6 @@
-"""Segment image files: `python -m cosa_fast.predict CKPT IMAGE... -o DIR`."""
+"""Segment image files: `python -m cosa_fast.predict CKPT IMAGE... -o DIR`; CKPT may be a file of another program, such
+as the official release's.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     jobs = plan(arguments.images, arguments.output)
     check_methods([arguments.crf])
-    networks = load_networks(arguments.checkpoint)
+    networks = load_networks(arguments.checkpoint, config=arguments.config)
+    if networks.imported is not None:
+        print(networks.imported)
     _make_directory(arguments.output)
     segmenter = Segmenter(
         networks,
@@ -92,10 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cosa_fast.predict",
         description="Segment images: DIR/NAME.png (palette image, pixel = class index) and DIR/NAME_overlay.jpg.",
     )
-    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
+    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints, or a weight file of another program")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made if absent")
     parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
+    parser.add_argument(
+        "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
+    )
     parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
     parser.add_argument(
