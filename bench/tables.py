@@ -13,6 +13,7 @@ from cosa_fast.errors import UserError, first_line
 # What a step reports, in the order in which results list it.
 TERMS = ("loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "xi", "xi_aux")
 OUT_OF_MEMORY = "out of memory"
+COLUMNS = 100  # of a terminal
 
 
 def failure(error: BaseException) -> str:
@@ -29,13 +30,24 @@ def number(value: float | None, form: str) -> str:
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table: the first `words` columns flush left, the others, which hold figures, flush right."""
+    """A table: the first `words` columns flush left, the others, which hold figures, flush right. Columns beyond
+    a terminal's 100 follow below, behind the same words."""
     widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
+    blocks: list[list[int]] = [[]]
+    for column in range(words, len(head)):
+        shown = [*range(words), *blocks[-1], column]
+        if blocks[-1] and sum(widths[each] + 2 for each in shown) - 2 > COLUMNS:
+            blocks.append([])
+        blocks[-1].append(column)
 
     def cell(column: int, text: str) -> str:
         return text.ljust(widths[column]) if column < words else text.rjust(widths[column])
 
-    return "\n".join("  ".join(cell(*item) for item in enumerate(line)).rstrip() for line in (head, *lines))
+    def block(columns: Sequence[int]) -> str:
+        shown = [*range(words), *columns]
+        return "\n".join("  ".join(cell(each, line[each]) for each in shown).rstrip() for line in (head, *lines))
+
+    return "\n\n".join(map(block, blocks))
 
 
 def print_providers(

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     cleaned = {}
     if arguments.crf is not None:
         methods = _methods(arguments.crf)
-        cleaned = evaluate_crf(networks, config, names, methods, limit=arguments.limit, side=arguments.crf_side)
+        cleaned = evaluate_crf(networks, config, tuple(shown), methods, limit=arguments.limit, side=arguments.crf_side)
     for name, crf in cleaned.items():
         print(f"\n{name.upper()} with CRF, {crf.images} images\n{crf.table()}")
     if arguments.json is not None:

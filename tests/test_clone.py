@@ -1,9 +1,14 @@
-"""Clones as systems without symbolic links make them."""
+"""Systems without symbolic links, and without POSIX."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from cosa_fast.errors import UserError
+from cosa_fast.run import folder
 
 ROOT = Path(__file__).resolve().parents[1]
 FIND = """
@@ -31,3 +36,10 @@ def test_a_clone_with_links_looks_nowhere_else() -> None:
     import cosa_fast
 
     assert [Path(place).resolve() for place in cosa_fast.__path__] == [ROOT / "cosa_fast"]
+
+
+def test_training_without_posix_locks_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(folder, "HAS_LOCKS", False)
+    with pytest.raises(UserError, match="on Windows use WSL 2"), folder.RunFolder(tmp_path / "run").locked():
+        pass
+    assert not (tmp_path / "run").exists()

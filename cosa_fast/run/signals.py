@@ -12,6 +12,7 @@ from types import FrameType
 from cosa_fast.files import remove_unfinished
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+POSIX = os.name == "posix"
 
 _can_go_on: Callable[[], bool] = lambda: False  # noqa: E731
 
@@ -23,9 +24,10 @@ def ended_at_once() -> Iterator[None]:
 
     Nothing is raised anywhere, and nothing cleaned up but unfinished files: what is on the disk is as whole as after a
     kill. A thread is told of the signals, for Python's own handlers wait until the main thread is back from C. In
-    another thread than the main one, which alone can have handlers, this does nothing.
+    another thread than the main one, which alone can have handlers, this does nothing; nor where pipes cannot be told
+    of signals (Windows).
     """
-    if not _in_main_thread():
+    if not (_in_main_thread() and POSIX):
         yield
         return
     receiving, sending = os.pipe()

@@ -33,3 +33,15 @@ def test_providers_are_listed_fastest_first_and_failures_last(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["img/s", "fast", "slow", "broken:"]
     assert lines[-1] == "broken: failed: out of memory"
+
+
+def test_a_wide_table_goes_on_below_within_the_columns_of_a_terminal() -> None:
+    head = ["name", *(f"column {number}" for number in range(14))]
+    lines = [["one", *("1.25" for _ in head[1:])], ["another", *("12.5" for _ in head[1:])]]
+    text = aligned(head, lines)
+    assert max(map(len, text.splitlines())) <= 100
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert [len(block) for block in blocks] == [3, 3]
+    assert [line.split()[0] for block in blocks for line in block[1:]] == ["one", "another"] * 2
+    assert sum(line.count("column") for line in text.splitlines()) == 14
+    assert aligned(head[:3], [line[:3] for line in lines]).count("\n") == 2

@@ -135,7 +135,8 @@ def test_real_runs_are_kept_resumed_and_begun(
     assert str(tmp_path) not in json.dumps(found)
     text = (tmp_path / "out" / "pair.txt").read_text(encoding="utf-8")
     assert text in printed
-    assert text.count("\ncsc_off") == 4
+    assert (tmp_path / "out" / "pair.md").read_text(encoding="utf-8").count("\n| csc_off") == 4
+    assert max(map(len, text.splitlines())) <= 100
     assert (tmp_path / "out" / "pair.md").read_text(encoding="utf-8").count("| csc_off |") == 4
     assert_chart(tmp_path / "out" / "pair.png")
 
