@@ -15,7 +15,6 @@ from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
-from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.files import write_json
 from cosa_fast.run.evaluating import configure, evaluate_networks
 
@@ -35,12 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
     shown = dict([*results.items()][:1]) if networks.imported is not None else results
     for name, result in shown.items():
+        limited = " (eval.limit)" if arguments.limit is None and result.images != result.set_size else ""
         print(
-            f"{name.upper()} at iteration {networks.iteration}, {result.images} images {_place(config)}\n"
+            f"{name.upper()} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
             f"{result.table()}\n"
         )
-    if any(isinstance(result, EvalResult) for result in results.values()):
-        print("label-free: argmax over all classes; label-aware and the CAMs: told which classes the image holds")
+    print(next(iter(results.values())).legend())
     if arguments.json is not None:
         write_json(arguments.json, _record(arguments.checkpoint, networks.iteration, config, results))
         print(f"written: {arguments.json}")

@@ -46,7 +46,8 @@ def test_evaluate_prints_both_networks_and_writes_every_figure(
     printed = capsys.readouterr().out
     assert "ON at iteration 7, 3 images of val" in printed
     assert "AN at iteration 7" in printed
-    assert printed.count("label-aware") >= 2
+    assert printed.count("free: label-free") == 1, "one legend for both"
+    assert max(map(len, printed.splitlines())) <= 100
     record = json.loads(output.read_text())
     assert record["scales"] == [1.0, 0.5]
     assert record["flip"] is False
@@ -71,10 +72,12 @@ def test_evaluate_takes_a_network_a_split_and_a_limit(
 ) -> None:
     assert main([str(saved[0]), "--network", spelling, "--split", "half"]) == 0
     printed = capsys.readouterr().out
-    assert f"{shown} at iteration 7, 1 images of half" in printed
+    assert f"{shown} at iteration 7, 1 image of half" in printed
     assert printed.count("at iteration") == 1
     assert main([str(saved[0]), "--network", spelling, "--limit", "2"]) == 0
-    assert "2 images of val" in capsys.readouterr().out
+    assert "2 of 3 images of val\n" in capsys.readouterr().out
+    assert main([str(saved[0]), "--network", spelling, "eval.limit=2"]) == 0
+    assert "2 of 3 images of val (eval.limit)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
-    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: images of an evaluation during
-    training (None: all). `batch_size`: images of one size that are forwarded at once."""
+    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: so many images in an evaluation,
+    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)

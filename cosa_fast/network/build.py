@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
-    """The network with the weights that `config.weights` asks for; logs one line about them.
+    """The network with the weights that `config.weights` asks for; says so in its `origin`, and logs one line.
 
     "hub": timm's pre-trained backbone; "none": random; else a file with backbone weights, or with a whole network in
     the naming of the official release. UserError: unknown backbone, unreachable hub, a file that does not fit.
@@ -25,6 +25,7 @@ def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
     else:
         model = _around(create_backbone(config.backbone, config.arguments), config, num_classes)
         report = _load_file(config, model)
+    model.origin = report
     logger.info("%s: %s; %s", config.backbone, report, _describe(model.encoder))
     return model
 

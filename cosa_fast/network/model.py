@@ -83,6 +83,7 @@ class CoSANet(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.stride = encoder.stride
+        self.origin = "random"  # where the weights come from, in words
         self.num_classes = num_classes
         self.detach_features = config.detach in ("features", "both")
         self.detach_weights = config.detach in ("weights", "both")

@@ -18,7 +18,7 @@ class ImageDataset:
 
     classes: the C foreground names; class c has index c + 1 in masks, where 0 is background and 255 ignore.
     ids: one per image. has_masks: whether ground truth is at hand. labels: None where the set was opened without.
-    masks: mask file per image; None where there are none.
+    masks: mask file per image; None where there are none. label_source: where the labels come from, in words.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ImageDataset:
         self._labels = labels
         self._masks = masks
         self._pack: Pack | None = None
+        self.label_source = ""
 
     def __len__(self) -> int:
         return len(self.ids)

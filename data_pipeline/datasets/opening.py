@@ -75,6 +75,7 @@ def open_dataset(
         if say is not None:
             say(f"{split}: {len(layout.ids)} images, labels from {source}: {describe_classes(table, names)}")
     dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks)
+    dataset.label_source = source
     if packed is not None:
         require_packed(packed, dataset.ids, packing_command(format, root, split))
         dataset.read_from(packed)

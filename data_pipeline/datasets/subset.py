@@ -21,6 +21,7 @@ class Subset(ImageDataset):
         paths = [whole.image_path(position) for position in positions]
         super().__init__(whole.classes, [whole.ids[position] for position in positions], paths)
         self.has_masks = any(whole.has_mask(position) for position in positions)
+        self.label_source = whole.label_source
         self._whole = whole
         self._positions = tuple(positions)
 
