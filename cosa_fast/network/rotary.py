@@ -50,4 +50,4 @@ def keep_rotary_positions(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if type(module) is RotaryEmbeddingDinoV3:
             module.__class__ = KeptRotaryEmbedding
-            module.kept = {}
+            module.__dict__["kept"] = {}
