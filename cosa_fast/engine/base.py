@@ -16,6 +16,7 @@ from torch import Tensor
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.engine.compiling import workable
 from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.method.assignment import Assignment, AssignmentNetwork
@@ -55,11 +56,11 @@ class OnlineNetwork:
 class EngineBase(ABC):
     """ON, AN and thresholds, and what they learn from.
 
-    `on` and `an` hold `.master` and `.compute` each. `iteration` counts the finished steps and alone decides learning
-    rate, phase, and (outside) the position in the data. `phase`: called with each of PHASES as the step comes to it; a
-    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used. `not_captured`: why steps that
-    were to be captured are not (None: they are, or were not to be). With `network`, ON starts as that one, in place of
-    what the configuration asks for.
+    `on` and `an` hold `.master` and `.compute` each. `working`: the configuration as this machine can run it.
+    `iteration` counts the finished steps and alone decides learning rate, phase, and (outside) the position in the
+    data. `phase`: called with each of PHASES as the step comes to it; a benchmark puts its clock there.
+    `replayed_peak`: bytes that a captured step used. `not_captured`: why steps that were to be captured are not (None:
+    they are, or were not to be). With `network`, ON starts as that one, in place of what the configuration asks for.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EngineBase(ABC):
         check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
+        self.working = working = workable(config, device)
         self.device = device
         self.ranks = ranks
         self.iteration = 0
@@ -83,9 +85,9 @@ class EngineBase(ABC):
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.on = OnlineNetwork(network, network)
-        self.an = AssignmentNetwork(network, config.teacher, config.run.backend)
-        self.thresholds = build_thresholds(config.threshold, device, config.run.backend, ranks)
-        self.objective = Objective(config, ranks)
+        self.an = AssignmentNetwork(network, config.teacher, working.run.backend)
+        self.thresholds = build_thresholds(config.threshold, device, working.run.backend, ranks)
+        self.objective = Objective(working, ranks)
 
     @property
     def cotraining(self) -> bool:

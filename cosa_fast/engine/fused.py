@@ -6,9 +6,7 @@ nothing is updated any more, and `check()`, at the next log point, says which st
 """
 
 import logging
-import os
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks, release_before_end
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.engine.capture import CapturedStep, NotCaptured, captures
+from cosa_fast.engine.compiling import compile_blocks, compiles
 from cosa_fast.engine.flat import FlatNetworks
 from cosa_fast.engine.optim import learning_rate
 from cosa_fast.network.attention import check_attention
@@ -46,15 +45,16 @@ class FusedEngine(EngineBase):
         super().__init__(config, num_classes, device, ranks, network)
         self.networks = FlatNetworks(self.on.master, self.an.master, config, dtype)
         self.on.compute, self.an.compute = self.networks.compute
-        self._compiled = compiles(config, device)
+        self._compiled = compiles(self.working, device)
         if self._compiled:
-            for network in self.networks.compute:
-                compile_blocks(network)
+            # ON sees one size, AN one at each scale, or all of them packed.
+            for network, shapes in zip(self.networks.compute, (1, len(config.teacher.scales)), strict=True):
+                compile_blocks(network, shapes)
         self._rate = torch.zeros((), device=device)
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
-        self._captures = captures(config, device)
+        self._captures = captures(self.working, device)
         self._captured: CapturedStep | None = None
         release_before_end(self)
 
@@ -75,7 +75,7 @@ class FusedEngine(EngineBase):
         gradients = self.ranks.sum_(self.networks.gradients)
         self._judge({**shares, "gradient": torch.linalg.vector_norm(gradients, dtype=torch.float32)})
         with self.phase("optimiser"):
-            self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.config.run.backend)
+            self.networks.update(self._rate, self.config.teacher.momentum, self._healthy, self.working.run.backend)
             for tensor, old in zip(state, before, strict=True):
                 tensor.copy_(torch.where(self._healthy, tensor, old))
         return {**self._metrics(shares, statistics), "lr": self._rate.clone()}
@@ -153,17 +153,3 @@ class FusedEngine(EngineBase):
         self._good_steps.fill_(self.iteration)
         self._healthy.fill_(True)
         self.release()
-
-
-def compiles(config: Config, device: torch.device) -> bool:
-    """Whether blocks are compiled; "auto": on a GPU."""
-    return config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-
-
-def compile_blocks(network: CoSANet) -> None:
-    """Compile the encoder block by block: they are alike, so that one compilation serves all of them. What is compiled
-    is kept for later runs, in TORCHINDUCTOR_CACHE_DIR or the user's cache folder."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "cosa_fast" / "inductor"))
-    for block in getattr(network.encoder.backbone, "blocks", []):
-        block.compile(dynamic=False)

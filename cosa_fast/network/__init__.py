@@ -5,6 +5,7 @@ model: CoSANet: classifiers, global max pooling, LargeFOV or ASPP
 encoder: any timm backbone as (F, F†) on one grid
 attention: AN's scales as one packed sequence, and the kernels that keep attention within an image
 positions: a ViT's position embedding on other grids, resampled as the official release does it
+rotary: rotary positions computed once for each size
 resizing: images at the sizes that a network takes
 reading: weight files of any origin, read safely; which network in them is taken
 weights: hub, local files, the official release's naming; refuses silent mismatches

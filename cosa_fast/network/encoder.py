@@ -19,6 +19,7 @@ import timm  # isort: skip
 from cosa_fast.errors import UserError, hint
 from cosa_fast.network.attention import Segments, embed, pack, run_packed, segments_of
 from cosa_fast.network.positions import resample_plainly
+from cosa_fast.network.rotary import keep_rotary_positions
 
 CNN_STRIDE = 16
 _RESERVED_ARGUMENTS = ("pretrained", "num_classes", "features_only", "dynamic_img_size", "output_stride")
@@ -105,6 +106,7 @@ class Encoder(nn.Module):
         self.is_vit = _is_vit(backbone)
         self.stride = _patch_size(backbone) if self.is_vit else CNN_STRIDE
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0)) if self.is_vit else 0
+        keep_rotary_positions(backbone)
         self.norm_was_pooled = self.is_vit and _apply_pooled_norm_to_tokens(backbone)
         levels = self._probe_levels()
         # Without F†, the last level is asked for and ignored: forward_intermediates wants one.

@@ -8,7 +8,7 @@ from torch import nn
 
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.inference import inference
-from cosa_fast.network import torchvision_compat  # noqa: F401
+from cosa_fast.network import rotary, torchvision_compat  # noqa: F401
 from cosa_fast.network.encoder import Encoder, create_backbone
 
 import timm  # isort: skip
@@ -249,3 +249,34 @@ def test_a_backbone_that_cannot_recompute_its_blocks_is_told_in_one_line(setting
     with pytest.raises(UserError, match=r"model\.checkpoint_blocks: ResNet cannot recompute") as caught:
         Encoder(backbone, -1, checkpoint_blocks=True)
     assert "\n" not in str(caught.value)
+
+
+def test_rotary_positions_are_computed_once_for_each_size_and_as_timm_does(monkeypatch):
+    monkeypatch.setattr(rotary, "MOST_SIZES", 2)
+    encoder = make("vit_small_patch16_dinov3", SMALL).eval()
+    own, plain = encoder.backbone.rope, create_backbone("vit_small_patch16_dinov3", SMALL).rope
+    own.kept.clear()
+    with torch.inference_mode():
+        own.get_embed((2, 3))
+    assert own.kept == {}
+    first = own.get_embed((2, 3))
+    assert torch.equal(first, plain.get_embed((2, 3)))
+    assert own.get_embed([2, 3]) is first
+    others = [own.get_embed((3, 2)), own.get_embed((5, 4))]
+    assert all(torch.equal(a, plain.get_embed(size)) for a, size in zip(others, [(3, 2), (5, 4)], strict=True))
+    assert own.get_embed((3, 2)) is others[0]
+    assert own.get_embed((5, 4)) is not others[1]  # the first sizes stay, others are not kept
+    assert own.get_embed((2, 3)) is first
+    assert copy.deepcopy(own).kept == {}
+    assert len(own.kept) == 2
+    assert own.to(torch.float64).kept == {}
+
+
+def test_rotary_positions_that_are_drawn_anew_are_not_kept():
+    encoder = make("vit_small_patch16_dinov3", SMALL)
+    rope = encoder.backbone.rope
+    rope.rescale_coords, rope.aug_active = 2.0, True
+    rope.kept.clear()
+    encoder.train()
+    assert not torch.equal(rope.get_embed((2, 3)), rope.get_embed((2, 3)))
+    assert rope.kept == {}
