@@ -62,8 +62,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
 
 
 def small(*overrides: str) -> Config:
-    fixed = ["model.weights=none", "model.aux_layer=-2", "data.crop_size=112", "optim.batch_size=2", "run.compile=on",
-             "optim.cotrain_after=0", "teacher.scales=[1.0,0.5]", "model.decoder_width=16", "run.device=cpu"]  # fmt: skip
+    fixed = [
+        "model.weights=none", "model.aux_layer=-2", "data.crop_size=112", "optim.batch_size=2", "run.compile=on",
+        "optim.cotrain_after=0", "teacher.scales=[1.0,0.5]", "model.decoder_width=16", "run.device=cpu",
+    ]  # fmt: skip
     return load_config("voc.yaml", [*fixed, *overrides])
 
 
