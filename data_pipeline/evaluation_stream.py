@@ -37,9 +37,9 @@ def evaluation_stream(
     std: tuple[float, ...],
     device: torch.device,
     loading: Loading,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images (N, 3, H, W) float32, normalised; truths (N, H, W) uint8 in {0..C, 255}), both on `device`: up to
-    `batch_size` images of one size at a time. Without masks all truths are 255.
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """(N of `indices`; images (N, 3, H, W) float32, normalised; truths (N, H, W) uint8 in {0..C, 255}), tensors on
+    `device`: up to `batch_size` images of one size at a time. Without masks all truths are 255.
 
     batch_size 1: in the order of `indices`, and each file is read once. Else ordered by size, for which the head of
     each image file is read before. UserError for an image or mask that is missing or unreadable; everything before it
@@ -54,8 +54,8 @@ def evaluation_stream(
         decoded = decoded_by_dali(dataset, batches, device, loading.threads, loading.prefetch)
     else:
         decoded = _decoded_by_pil(dataset, batches, device, loading)
-    for pixels, masks in decoded:
-        yield normalise_pixels(pixels, mean, std), torch.from_numpy(np.stack(masks)).to(device)
+    for batch, (pixels, masks) in zip(batches, decoded, strict=True):
+        yield batch, normalise_pixels(pixels, mean, std), torch.from_numpy(np.stack(masks)).to(device)
 
 
 def _decoded_by_pil(

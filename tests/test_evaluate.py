@@ -46,7 +46,8 @@ def test_evaluate_prints_both_networks_and_writes_every_figure(
     printed = capsys.readouterr().out
     assert "ON at iteration 7, 3 images of val" in printed
     assert "AN at iteration 7" in printed
-    assert printed.count("label-aware") >= 2
+    assert printed.count("free: label-free") == 1, "one legend for both"
+    assert max(map(len, printed.splitlines())) <= 100
     record = json.loads(output.read_text())
     assert record["scales"] == [1.0, 0.5]
     assert record["flip"] is False
@@ -71,10 +72,12 @@ def test_evaluate_takes_a_network_a_split_and_a_limit(
 ) -> None:
     assert main([str(saved[0]), "--network", spelling, "--split", "half"]) == 0
     printed = capsys.readouterr().out
-    assert f"{shown} at iteration 7, 1 images of half" in printed
+    assert f"{shown} at iteration 7, 1 image of half" in printed
     assert printed.count("at iteration") == 1
     assert main([str(saved[0]), "--network", spelling, "--limit", "2"]) == 0
-    assert "2 images of val" in capsys.readouterr().out
+    assert "2 of 3 images of val\n" in capsys.readouterr().out
+    assert main([str(saved[0]), "--network", spelling, "eval.limit=2"]) == 0
+    assert "2 of 3 images of val (eval.limit)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -97,3 +100,26 @@ def test_evaluate_reports_mistakes_in_one_line(saved: tuple[Path, Path], argumen
 def test_json_is_checked_before_the_work(saved: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         main([str(saved[0]), "--json", str(saved[1]), "data.root=/nowhere"])
+
+
+def test_a_crf_gets_its_own_column_and_its_own_figures(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = saved[0], tmp_path / "figures.json"
+    options = ["--network", "an", "--crf", "ours", "--crf-side", "24", "data.workers=1", "--json", str(output)]
+    assert main([str(path), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "AN with CRF, 3 images\n" in printed
+    assert "CRF ours: " in printed
+    record = json.loads(output.read_text())["teacher"]
+    crf = record["crf"]["summary"]
+    assert {"seg_label_free", "seg_crf_ours", "crf_ours_seconds", "crf_ours_changed"} == set(crf)
+    assert crf["seg_label_free"] == pytest.approx(record["summary"]["seg_label_free"])
+
+
+def test_a_crf_whose_package_is_missing_is_refused_before_the_work(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosa_fast.evaluation.cleaning.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--crf pydensecrf: the package is not installed; pip install"):
+        main([str(saved[0]), "--crf", "both", "data.root=/nowhere"])

@@ -46,13 +46,18 @@ class DataConfig(AugmentConfig):
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
-    counted from the end (None: no auxiliary head). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on
-    small GPUs ON's backbone computes its blocks again in the backward pass instead of keeping what is inside."""
+    counted from the end (None: no auxiliary head). `position_resampling`: how a ViT's positions are interpolated to
+    another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
+    LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set. `detach`:
+    gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes its blocks again in the
+    backward pass instead of keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
     aux_layer: int | None = bounded(-3, low=-1000, high=-1)
+    position_resampling: Literal["antialiased", "plain"] = "antialiased"
+    decoder: Literal["largefov", "aspp"] = "largefov"
     decoder_width: int = bounded(512, low=1, high=65536)
     decoder_dilation: int = bounded(5, low=1, high=1024)
     detach: Literal["none", "features", "weights", "both"] = "none"
@@ -140,8 +145,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
-    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: images of an evaluation during
-    training (None: all). `batch_size`: images of one size that are forwarded at once."""
+    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: so many images in an evaluation,
+    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once."""
 
     every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)

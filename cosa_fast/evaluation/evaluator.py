@@ -5,7 +5,8 @@ Every image is forwarded at its own size. Only counts of pixels are kept of it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 AnyResult = EvalResult | LabelResult
 Thresholds = tuple[float | None, float | None]
+# Index of an image in its set, its mask (H, W) uint8, all 255 where there is none, and its outputs by scale.
+Seen = tuple[int, Tensor, "dict[float, Outputs]"]
 
 
 class Evaluator:
@@ -80,58 +83,69 @@ class Evaluator:
         each module gets its mode (train, eval) back.
 
         thresholds: (ξ, ξ†), at which the CAMs are scored besides their best ones; None where there is none.
-        limit: only so many images, evenly spread over the set. progress(done, total) is called after each image.
+        limit: only so many images, evenly spread over the set. progress(done, total) is called after each image of this
+        rank.
         Raises UserError for a set with other classes, an image without mask or label, and a file that cannot be read.
         """
-        _check_classes(dataset, self._classes)
-        chosen = _spread(len(dataset), limit)
-        if not dataset.has_masks:
-            return self._evaluate_by_labels(network, dataset, chosen, thresholds[0], progress)
-        config, data = self._config.eval, self._config.data
-        counts = _Counts(("background", *self._classes), config.cam_step, thresholds, self._device)
-        own = chosen[self._ranks.rank :: self._ranks.size]
-        stream = evaluation_stream(dataset, own, config.batch_size, data.mean, data.std, self._device, self._loading)
-        done = 0
+        check_classes(dataset, self._classes)
+        chosen = spread(len(dataset), limit)
         with inference(network):
-            for images, truths in stream:
-                outputs = self._forward(network, images)
-                for number, truth in enumerate(truths):
-                    self._count(of_image(outputs, number, len(images)), truth, counts)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(chosen))
-        for tensor in counts.tensors():
-            self._ranks.sum_(tensor)
-        return counts.result(len(chosen), self._indices, self._coexistence)
+            outputs = self._outputs(network, dataset, chosen, progress)
+            if dataset.has_masks:
+                result: AnyResult = self._by_masks(outputs, chosen, thresholds)
+            else:
+                result = self._by_labels(outputs, chosen, thresholds[0], dataset)
+        return replace(result, set_size=len(dataset))
 
-    def _evaluate_by_labels(
+    def _outputs(
         self,
         network: CoSANet,
         dataset: ImageDataset,
         chosen: Sequence[int],
-        threshold: float | None,
         progress: Callable[[int, int], None] | None,
-    ) -> LabelResult:
-        data = self._config.data
-        counts = LabelCounts(self._classes, len(chosen), threshold, self._device)
-        positions = range(self._ranks.rank, len(chosen), self._ranks.size)
-        own = [chosen[position] for position in positions]
-        stream = evaluation_stream(dataset, own, 1, data.mean, data.std, self._device, self._loading)
-        with inference(network):
-            for done, (position, (images, _)) in enumerate(zip(positions, stream, strict=True), 1):
-                present = torch.from_numpy(dataset.labels(chosen[position])).nonzero()[:, 0].to(self._device)
-                self._count_by_labels(self._forward(network, images), position, present, images, counts)
+    ) -> Iterator[Seen]:
+        """Every image of this rank; those of one size go through the network together."""
+        config, data = self._config.eval, self._config.data
+        own = chosen[self._ranks.rank :: self._ranks.size]
+        stream = evaluation_stream(dataset, own, config.batch_size, data.mean, data.std, self._device, self._loading)
+        done = 0
+        for indices, images, truths in stream:
+            outputs = self._forward(network, images)
+            for number, (index, truth) in enumerate(zip(indices, truths, strict=True)):
+                yield index, truth, of_image(outputs, number, len(images))
+                done += 1
                 if progress is not None:
-                    progress(done, len(chosen))
+                    progress(done, len(own))
+
+    def _by_masks(self, outputs: Iterator[Seen], chosen: Sequence[int], thresholds: Thresholds) -> EvalResult:
+        counts = _Counts(("background", *self._classes), self._config.eval.cam_step, thresholds, self._device)
+        for _, truth, output in outputs:
+            self._count(output, truth, counts)
+        for tensor in counts.tensors():
+            self._ranks.sum_(tensor)
+        return counts.result(len(chosen), self._indices, self._coexistence)
+
+    def _by_labels(
+        self, outputs: Iterator[Seen], chosen: Sequence[int], threshold: float | None, dataset: ImageDataset
+    ) -> LabelResult:
+        counts = LabelCounts(self._classes, len(chosen), threshold, self._device)
+        position = {index: position for position, index in enumerate(chosen)}
+        for index, truth, output in outputs:
+            present = torch.from_numpy(dataset.labels(index)).nonzero()[:, 0].to(self._device)
+            self._count_by_labels(output, position[index], present, (truth.shape[0], truth.shape[1]), counts)
         for tensor in counts.tensors():
             self._ranks.sum_(tensor)
         return counts.result()
 
     def _count_by_labels(
-        self, outputs: dict[float, Outputs], position: int, present: Tensor, images: Tensor, counts: LabelCounts
+        self,
+        outputs: dict[float, Outputs],
+        position: int,
+        present: Tensor,
+        size: tuple[int, int],
+        counts: LabelCounts,
     ) -> None:
         segmentation, cams = self._config.eval, self._config.teacher
-        size = (images.shape[2], images.shape[3])
         own = [outputs[scale] for scale in cams.scales]
         counts.add_labels(position, [_rows(output.logits, cams.flip) for output in own], present)
         maps = normalised_cams([_rows(output.cam, cams.flip) for output in own], present, size)
@@ -267,7 +281,8 @@ def _rows(maps: Tensor, flip: bool) -> Tensor:
     return maps if flip else maps[:1]
 
 
-def _check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+def check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    """UserError where a set has other classes than a network."""
     if tuple(dataset.classes) != tuple(classes):
         raise UserError(
             f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "
@@ -279,7 +294,8 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
 
 
-def _spread(length: int, limit: int | None) -> list[int]:
+def spread(length: int, limit: int | None) -> list[int]:
+    """Indices of `limit` images (None: all), evenly spread over a set of that length; UserError where that is none."""
     count = length if limit is None else min(limit, length)
     if count < 1:
         raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")

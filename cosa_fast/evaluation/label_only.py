@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from cosa_fast.evaluation.metrics import ConfusionMatrix, average_precision, mean_iou
+from cosa_fast.evaluation.result import extent, shortened
 
 # Before there is a ξ, the CAM's pseudo-label is cut at this one.
 DEFAULT_THRESHOLD = 0.5
+LONGEST_NAME = 60  # of a class in the table
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class LabelResult:
     classes: the C foreground names. image_ap: average precision of the classifier per class in percent, NaN for a class
     on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
     of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
-    foreground_cam: shares of all pixels in [0, 1].
+    foreground_cam: shares of all pixels in [0, 1]. set_size: images of the whole set, where only some were evaluated.
     """
 
     images: int
@@ -33,6 +35,12 @@ class LabelResult:
     foreground_seg: float
     foreground_cam: float
     threshold: float
+    set_size: int | None = None
+
+    @property
+    def extent(self) -> str:
+        """How many images were evaluated, in words."""
+        return extent(self.images, self.set_size)
 
     def summary(self) -> dict[str, float]:
         """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
@@ -53,18 +61,26 @@ class LabelResult:
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
         shown = {name: row for name, row in self.per_class().items() if row["images"]}
-        width = max(map(len, [*shown, "all classes"]))
-        summary = self.summary()
+        rows = [(shortened(name, LONGEST_NAME), row) for name, row in shown.items()]
+        rows.append(("all classes", {**self.summary(), "images": self.images}))
+        width = max(len(name) for name, _ in rows)
         lines = [f"{'no masks':<{width}}  images  image AP  CAM/seg IoU"]
-        for name, row in [*shown.items(), ("all classes", {**summary, "images": self.images})]:
+        for name, row in rows:
             ap, agreement = _percent(row["image_ap"]), _percent(row["seg_cam_agreement"])
             lines.append(f"{name:<{width}}  {row['images']:>6}  {ap:>8}  {agreement:>11}")
-        absent = len(self.classes) - len(shown)
         lines.append(
             f"foreground: segmentation {self.foreground_seg:.0%}, CAM at {self.threshold:.2f} {self.foreground_cam:.0%}"
-            + (f"; {absent} classes on none of these images" if absent else "")
         )
-        return "\n".join(lines)
+        absent = len(self.classes) - len(shown)
+        return "\n".join(lines) + (f"\n{absent} classes left out: on none of these images" if absent else "")
+
+    def legend(self) -> str:
+        """What the words of the table mean."""
+        return (
+            "ON: the online network, which learns; AN: the assignment network, its moving average\n"
+            "image AP: average precision of the classifier; CAM/seg IoU: of the segmentation with what the CAM,\n"
+            "told the image's classes, says. Both may be wrong together: only masks can tell how good they are"
+        )
 
 
 class LabelCounts:

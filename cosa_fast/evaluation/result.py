@@ -1,10 +1,13 @@
-"""What an evaluation measured: scores by name, per class, and as a table."""
+"""What an evaluation measured: scores by name, per class, and as a table for a terminal of 100 columns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class EvalResult:
     classes: the K names, background first; indices: those of them that the means are over.
     cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
     cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
-    [0, 1] of the pixels with a truth that are foreground; NaN if there are none.
+    [0, 1] of the pixels with a truth that are foreground; NaN if there are none. set_size: images of the whole set,
+    where only some were evaluated.
     """
 
     images: int
@@ -56,6 +60,12 @@ class EvalResult:
     cam_aux: CamScore | None
     ensemble: CamScore | None
     foreground_share_true: float
+    set_size: int | None = None
+
+    @property
+    def extent(self) -> str:
+        """How many images were evaluated, in words."""
+        return extent(self.images, self.set_size)
 
     def columns(self) -> dict[str, Score]:
         """Every score by its name in `summary`."""
@@ -96,13 +106,26 @@ class EvalResult:
         return {self.classes[k]: {name: score.iou[k] for name, score in columns.items()} for k in self.indices}
 
     def table(self) -> str:
-        """Per-class table for a terminal, without a final newline; "-" where a class has no IoU."""
+        """Per-class table for a terminal, without a final newline; "-" where a class has no IoU. A class without any is
+        left out, and counted."""
         columns = self.columns()
-        rows = [(name, list(values.values())) for name, values in self.per_class().items()]
+        everything = [(name, list(values.values())) for name, values in self.per_class().items()]
+        rows = [(name, values) for name, values in everything if not all(map(math.isnan, values))]
+        absent = len(everything) - len(rows)
         rows.append(("mIoU", [score.miou for score in columns.values()]))
         if self.label_free.c_miou is not None:
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
-        return _format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
+        table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
+        return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
+
+    def legend(self) -> str:
+        """What the words of the table mean."""
+        return (
+            "ON: the online network, which learns; AN: the assignment network, its moving average\n"
+            "free: label-free, the best of all classes; aware: told which classes the image holds, as CAM is\n"
+            "CAM free: told nothing; CAM†: of the auxiliary head; ensemble: mean of CAM and CAM†\n"
+            "best: at the fixed threshold that fits the masks best; at ξ, at ξ†: at the run's own thresholds"
+        )
 
     def _cams(self) -> dict[str, CamScore]:
         cams = {
@@ -123,39 +146,62 @@ class EvalResult:
         return values
 
 
+# The group of a column, and the column within it.
 _HEADINGS = {
-    "seg_label_free": ("seg", "label-free"),
-    "seg_label_aware": ("seg", "label-aware"),
-    "cam_best": ("CAM", "best thr."),
+    "seg_label_free": ("segmentation", "free"),
+    "seg_label_aware": ("segmentation", "aware"),
+    "cam_best": ("CAM", "best"),
     "cam_at_threshold": ("CAM", "at ξ"),
-    "cam_label_free_best": ("CAM l.-free", "best thr."),
-    "cam_label_free_at_threshold": ("CAM l.-free", "at ξ"),
-    "cam_aux_best": ("CAM†", "best thr."),
+    "cam_label_free_best": ("CAM free", "best"),
+    "cam_label_free_at_threshold": ("CAM free", "at ξ"),
+    "cam_aux_best": ("CAM†", "best"),
     "cam_aux_at_threshold": ("CAM†", "at ξ†"),
-    "ensemble_best": ("ensemble", "best thr."),
-    "ensemble_at_threshold": ("ensemble", "at (ξ+ξ†)/2"),
+    "ensemble_best": ("ensemble", "best"),
+    "ensemble_at_threshold": ("ensemble", "mean ξ"),
 }
+_NUMBER = 6  # columns of a figure, 100.00 at the longest
 
 
-def _format_table(
-    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float]
+def extent(images: int, set_size: int | None) -> str:
+    """ "50 images", or "50 of 1449 images" where only a part was evaluated."""
+    part = "" if set_size in (None, images) else f" of {set_size}"
+    return f"{images}{part} image{'s' * ((set_size or images) != 1)}"
+
+
+def shortened(name: str, width: int) -> str:
+    """The name in at most `width` letters, its middle left out."""
+    return name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
+
+
+def format_table(
+    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float] = ()
 ) -> str:
-    """Names to the left, one right-aligned column per score under its two-line heading."""
-    first = max(len(name) for name, _ in [*rows, ("threshold", [])])
-    widths = [max(len(top), len(bottom), 6) for top, bottom in headings]
+    """Names to the left, one right-aligned column per score under the headings of its group and its own; the row called
+    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column."""
+    spans, titles, widths = [], [], []
+    for title, group in groupby(headings, lambda heading: heading[0]):
+        columns = [each for _, each in group]
+        gaps = 2 * (len(columns) - 1)
+        width = max(_NUMBER, *map(len, columns), -(-(len(title) - gaps) // len(columns)))
+        titles.append(title)
+        spans.append(width * len(columns) + gaps)
+        widths += [width] * len(columns)
+    names = [shortened(name, COLUMNS - sum(widths) - 2 * len(widths)) for name, _ in rows]
+    first = max(map(len, [*names, "threshold"]))
 
-    def line(name: str, cells: Sequence[str]) -> str:
+    def line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
         return "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
 
     def number(value: float, digits: int) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    lines = [line("", [top for top, _ in headings]), line("IoU in %", [bottom for _, bottom in headings])]
-    rule = "-" * len(lines[0])
+    lines = [line("", titles, spans), line("IoU in %", [each for _, each in headings], widths)]
+    rule = "-" * len(lines[1])
     lines.append(rule)
-    for name, values in rows:
-        if name == "mIoU":
+    for name, (full, values) in zip(names, rows, strict=True):
+        if full == "mIoU":
             lines.append(rule)
-        lines.append(line(name, [number(value, 2) for value in values]))
-    lines.append(line("threshold", [number(value, 3) for value in thresholds]))
+        lines.append(line(name, [number(value, 2) for value in values], widths))
+    if thresholds:
+        lines.append(line("threshold", [number(value, 3) for value in thresholds], widths))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Evaluations of ON and AN: in the loop, with the choice of the best checkpoint, and of a checkpoint's networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
@@ -12,7 +13,16 @@ from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks
 from cosa_fast.engine.base import EngineBase
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.evaluator import AnyResult, Evaluator, Thresholds
+from cosa_fast.evaluation.cleaning import Cleaner
+from cosa_fast.evaluation.crf_scores import CrfResult, score_crf
+from cosa_fast.evaluation.evaluator import (
+    AnyResult,
+    Evaluator,
+    Thresholds,
+    check_classes,
+    class_indices,
+    spread,
+)
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
 from cosa_fast.run.data import Pipeline, choose_pipeline, loading, open_validation_set
@@ -40,7 +50,7 @@ def headline(summary: Mapping[str, float]) -> str:
     for figure, label in THRESHOLDS.items():
         if figure in summary:
             points = summary[figure]
-            figures.append(f"{label} {abs(points):.1f} {'less' if points >= 0 else 'more'}")
+            figures.append(f"{label} {abs(points):.1f} {'less' if points > -0.05 else 'more'}")
     if "foreground_share_cam" in summary:
         figures.append(
             f"foreground {summary['foreground_share_cam']:.0%} (truth {summary['foreground_share_true']:.0%})"
@@ -62,24 +72,23 @@ class LoopEvaluation:
         self._engine = engine
         self._dataset = dataset
         self._log = log
+        self._ranks = ranks
         config = engine.config
         self._evaluator = Evaluator(
             config, dataset.classes, engine.device, loading=loading(config, pipeline), ranks=ranks
         )
 
     def evaluate(self) -> tuple[dict[str, AnyResult], bool]:
-        """{"on": result, "an": result}, and whether they are the best so far.
-
-        eval.limit shortens the evaluations in the loop; that after the last iteration is over everything.
-        """
-        engine, config = self._engine, self._engine.config
+        """{"on": result, "an": result} over all images, or over eval.limit of them, and whether they are the best so
+        far."""
+        engine = self._engine
         engine.check()
-        limit = None if engine.iteration >= config.optim.iterations else config.eval.limit
+        limit = engine.config.eval.limit
         results = {}
         for name, network in (("on", engine.on.master), ("an", engine.an.master)):
-            with engine.evaluating():
+            with engine.evaluating(), evaluation_bar(name, self._ranks.is_main) as progress:
                 results[name] = self._evaluator.evaluate(
-                    network, self._dataset, thresholds=self._thresholds(), limit=limit
+                    network, self._dataset, thresholds=self._thresholds(), limit=limit, progress=progress
                 )
             self._report(name, results[name])
         return results, self._is_best(results["an"])
@@ -88,7 +97,8 @@ class LoopEvaluation:
         iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
         summary = {key: value for key, value in result.summary().items() if value == value}
         self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
-        self._log.message(f"iteration {iteration} {name.upper()}: {headline(summary)}")
+        limited = " (eval.limit)" if result.images != result.set_size else ""
+        self._log.message(f"iteration {iteration} {name.upper()}, {result.extent}{limited}: {headline(summary)}")
 
     def _thresholds(self) -> Thresholds:
         if not has_thresholds(self._engine.config, self._engine.iteration):
@@ -109,6 +119,8 @@ class LoopEvaluation:
 
 def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:
     """The checkpoint's configuration with overrides of what an evaluation uses; UserError for other sections."""
+    if networks.imported is not None:
+        return networks.config  # in which the overrides are
     for override in overrides:
         section = override.partition("=")[0].partition(".")[0]
         if section in {"model", "threshold", "loss", "optim"}:
@@ -122,23 +134,65 @@ def configure(networks: Networks, overrides: Sequence[str], where: str) -> Confi
 def evaluate_networks(
     networks: Networks, config: Config, names: Sequence[str] = ("on", "an"), *, limit: int | None = None
 ) -> dict[str, AnyResult]:
-    """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it; a terminal shows a
-    bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
+    """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it (None: eval.limit); a
+    terminal shows a bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     device = pick_device(config.run.device)
     dataset = open_validation_set(config)
     pipeline, _ = choose_pipeline(config, device)
+    networks = networks.for_classes(dataset.classes)
     evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
-    results = {}
+    limit = config.eval.limit if limit is None else limit
+    results: dict[str, AnyResult] = {}
     for name in names:
-        with tqdm(desc=name.upper(), unit="image", leave=False, disable=None) as bar:
-
-            def progress(done: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        if networks.imported is not None and results:
+            results[name] = next(iter(results.values()))  # both are one network
+            continue
+        network = networks.named(name).to(device)
+        with evaluation_bar(name) as progress:
             results[name] = evaluator.evaluate(
-                networks.named(name).to(device), dataset, thresholds=networks.thresholds, limit=limit, progress=progress
+                network, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
             )
     return results
+
+
+def evaluate_crf(
+    networks: Networks,
+    config: Config,
+    names: Sequence[str],
+    methods: Sequence[str],
+    *,
+    limit: int | None = None,
+    side: int | None = None,
+) -> dict[str, CrfResult]:
+    """What the CRF makes of each named network's label-free segmentations, by each of `methods` ("ours", "pydensecrf");
+    images, limit, bar and errors as in `evaluate_networks`. side: longer images are shrunk to it for the CRF."""
+    device = pick_device(config.run.device)
+    dataset = open_validation_set(config)
+    check_classes(dataset, networks.classes)
+    chosen = spread(len(dataset), config.eval.limit if limit is None else limit)
+    averaged = config.eval.classes or networks.classes
+    indices = (0, *class_indices(averaged, networks.classes, "eval.classes"))
+    source = loading(config, choose_pipeline(config, device)[0])
+    results = {}
+    with Cleaner(methods, config.data.workers, device, side) as cleaner:
+        for name in names:
+            network = networks.named(name).to(device)
+            with evaluation_bar(f"{name} with CRF") as progress:
+                results[name] = score_crf(network, dataset, chosen, config, indices, cleaner, source, progress)
+    return results
+
+
+@contextmanager
+def evaluation_bar(name: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """What to call with (done, total) images as the evaluation of a network goes on: a terminal shows a bar, below that
+    of the training if there is one."""
+    off = None if shown else True  # None: off where stderr is no terminal
+    with tqdm(desc=f"evaluating {name.upper()}", unit="image", leave=False, dynamic_ncols=True, disable=off) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

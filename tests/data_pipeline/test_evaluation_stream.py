@@ -43,7 +43,7 @@ def dataset(root: Path) -> ImageDataset:
 
 def read(
     dataset: ImageDataset, pipeline: str, batch_size: int, indices: list[int] | None = None, threads: int = 2
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[tuple[list[int], Tensor, Tensor]]:
     chosen = list(range(len(dataset))) if indices is None else indices
     loading = Loading(pipeline, threads)  # type: ignore[arg-type]
     return list(evaluation_stream(dataset, chosen, batch_size, MEAN, STD, CPU, loading))
@@ -51,7 +51,8 @@ def read(
 
 def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 1, [7, 1, 3, 4, 0])
-    for index, (images, truths) in zip([7, 1, 3, 4, 0], batches, strict=True):
+    for index, (indices, images, truths) in zip([7, 1, 3, 4, 0], batches, strict=True):
+        assert indices == [index]
         assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
         assert torch.equal(truths[0], torch.from_numpy(dataset.mask(index)))
         assert (len(images), images.is_contiguous()) == (1, True)
@@ -59,13 +60,14 @@ def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeli
 
 def test_batches_are_of_one_size_and_hold_every_image_once(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 2)
-    assert sorted(len(images) for images, _ in batches) == [1, 1, 1, 2, 2, 2]
-    found = [(image, truth) for images, truths in batches for image, truth in zip(images, truths, strict=True)]
-    for index in range(len(dataset)):
-        expected = normalise(dataset.image(index), MEAN, STD)
-        matches = [truth for image, truth in found if image.shape == expected.shape and torch.equal(image, expected)]
-        assert len(matches) == 1
-        assert torch.equal(matches[0], torch.from_numpy(dataset.mask(index)))
+    assert sorted(len(indices) for indices, _, _ in batches) == [1, 1, 1, 2, 2, 2]
+    found = {}
+    for indices, images, truths in batches:
+        found |= {index: pair for index, *pair in zip(indices, images, truths, strict=True)}
+    assert sorted(found) == list(range(len(dataset)))
+    for index, (image, truth) in found.items():
+        assert torch.equal(image, normalise(dataset.image(index), MEAN, STD))
+        assert torch.equal(truth, torch.from_numpy(dataset.mask(index)))
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_every_file_is_read_once(make_voc: Callable[..., Path], pipeline: str, r
     assert read_of == {name: [size] for name, size in whole.items()}
     read_of.clear()
     (batch,) = read(dataset, pipeline, 3)
-    assert len(batch[0]) == 3
+    assert len(batch[1]) == 3
     for name, (*heads, last) in read_of.items():
         assert last == whole[name]
         assert len(heads) == name.endswith(".jpg")
@@ -139,7 +141,7 @@ def test_a_bad_file_is_named_after_all_before_it(root: Path, dataset: ImageDatas
 
 def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: str) -> None:
     dataset = open_dataset("voc", voc_animals, "val", need_labels=False)
-    for index, (images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
+    for index, (_, images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
         assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
 
 
@@ -148,7 +150,7 @@ def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: s
 def test_on_a_gpu_they_arrive_there(dataset: ImageDataset, pipeline: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, device, Loading(pipeline))  # type: ignore[arg-type]
-    for index, (images, truths) in enumerate(stream):
+    for index, (_, images, truths) in enumerate(stream):
         assert images.device == truths.device == device
         assert torch.equal(truths[0].cpu(), torch.from_numpy(dataset.mask(index)))
         steps = (images[0].cpu() - normalise(dataset.image(index), MEAN, STD)).abs() * 255 * min(STD)

@@ -1,6 +1,7 @@
 """Evaluation without masks: figures that need no truth, and none that needs one."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from evaluation_support import CLASSES, ColourNet, block_masks, evaluate, make_dataset
 
+from cosa_fast.config.schema import EvalConfig, TeacherConfig
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
 from cosa_fast.errors import UserError
@@ -15,9 +17,8 @@ from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.metrics import average_precision
 
 
-def without_masks(root: Path, labelled: bool = True) -> ImageDataset:
-    masks = block_masks()
-    whole = make_dataset(root, masks)
+def without_masks(root: Path, labelled: bool = True, masks: Sequence[np.ndarray] = block_masks()) -> ImageDataset:
+    whole = make_dataset(root, list(masks))
     present = np.array([[(mask == c + 1).any() for c in range(len(CLASSES))] for mask in masks], np.uint8)
     table = LabelTable(present, np.full(len(masks), labelled))
     return ImageDataset(CLASSES, whole.ids, [whole.image_path(k) for k in range(len(masks))], table)
@@ -55,9 +56,23 @@ def test_a_segmentation_that_confuses_classes_agrees_less_and_finds_them_worse(t
 def test_the_table_leaves_out_absent_classes_and_counts_them(tmp_path: Path) -> None:
     lines = evaluate(ColourNet(), without_masks(tmp_path), limit=1).table().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["cat", "all"]
-    assert "2 classes on none of these images" in lines[-1]
+    assert "2 classes left out: on none of these images" in lines[-1]
 
 
 def test_images_without_mask_and_label_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image label"):
         evaluate(ColourNet(), without_masks(tmp_path, labelled=False))
+
+
+def test_images_of_one_size_go_through_the_network_together_with_the_same_result(tmp_path: Path) -> None:
+    masks = [mask for _ in range(3) for mask in block_masks()]
+    masks[3][:] = 0
+    dataset = without_masks(tmp_path, masks=masks)
+    results, calls = [], []
+    for batch_size in (1, 2):
+        network = ColourNet()
+        options = EvalConfig(scales=(1.0,), flip=False, batch_size=batch_size)
+        results.append(evaluate(network, dataset, eval=options, teacher=TeacherConfig(scales=(1.0,), flip=False)))
+        calls.append([shape[0] for shape, _ in network.calls])
+    assert results[0] == results[1]
+    assert calls == [[1] * 9, [2, 1] * 3]

@@ -6,20 +6,51 @@ from pathlib import Path
 import pytest
 from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
 
-from cosa_fast.evaluation.result import CamScore, EvalResult, Score
+from cosa_fast.evaluation.label_only import LabelResult
+from cosa_fast.evaluation.result import CamScore, EvalResult, Score, extent
 
 
 def test_table_names_classes_and_both_kinds_of_segmentation(tmp_path: Path) -> None:
     result = evaluate(ColourNet(), make_dataset(tmp_path, block_masks()))
     lines = result.table().splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split()[:6] == ["IoU", "in", "%", "label-free", "label-aware", "best"]
+    assert lines[0].split() == ["segmentation", "CAM", "CAM", "free", "CAM†", "ensemble"]
+    assert lines[1].split()[:6] == ["IoU", "in", "%", "free", "aware", "best"]
     by_name = {line.split()[0]: line.split()[1:] for line in lines[3:]}
     assert float(by_name["cat"][0]) == pytest.approx(result.label_free.iou[1], abs=0.006)
     assert float(by_name["mIoU"][1]) == pytest.approx(result.label_aware.miou, abs=0.006)
     assert result.cam.best_threshold != 0.5
     assert float(by_name["threshold"][2]) == pytest.approx(result.cam.best_threshold, abs=6e-4)
     assert float(by_name["threshold"][3]) == pytest.approx(0.3, abs=6e-4)
+
+
+@pytest.mark.parametrize("thresholds", [(0.3, 0.5), (None, None)])
+def test_table_and_legend_stay_within_a_terminal_whatever_the_classes_are_called(thresholds: tuple) -> None:
+    names = ("background", "a" * 300, "north-american porcupine", "猫")
+    one = Score(100.0, (100.0,) * 4, 100.0)
+    cam = CamScore(one, 0.5, *((one, 0.5, 0.3) if thresholds[0] else (None, None, None)))
+    table = EvalResult(1, names, (0, 1, 2, 3), one, one, cam, cam, cam, cam, 0.2)
+    assert max(map(len, (table.table() + "\n" + table.legend()).splitlines())) <= 100
+    assert "C-mIoU" in table.table()
+    labels = LabelResult(1, names[1:], (50.0,) * 3, (1, 1, 0), (50.0,) * 4, 0.2, 0.3, 0.5)
+    assert max(map(len, (labels.table() + "\n" + labels.legend()).splitlines())) <= 100
+
+
+def test_classes_that_are_nowhere_are_left_out_and_counted() -> None:
+    nowhere = Score(50.0, (90.0, math.nan, math.nan, 10.0), None)
+    table = EvalResult(1, ("background", "cat", "dog", "horse"), (0, 1, 2, 3), nowhere, nowhere, *[
+        CamScore(nowhere, 0.5, None, None, None)] * 2, None, None, 0.2).table()  # fmt: skip
+    assert "cat" not in table
+    assert "horse" in table
+    assert table.splitlines()[-1] == "2 classes left out: neither in a mask nor in a prediction"
+
+
+@pytest.mark.parametrize(
+    ("images", "of", "said"),
+    [(50, 1449, "50 of 1449 images"), (50, 50, "50 images"), (1, None, "1 image"), (1, 2, "1 of 2 images")],
+)
+def test_the_extent_of_an_evaluation_is_said(images: int, of: int | None, said: str) -> None:
+    assert extent(images, of) == said
 
 
 def score(miou: float) -> Score:

@@ -82,7 +82,7 @@ def test_a_run_with_dali_resumes_bit_for_bit(
     overrides = ("data.pipeline=auto", "run.checkpoint_every=1", "optim.iterations=4", "optim.cotrain_after=2")
     straight, broken = make_config(*overrides), make_config(*overrides, "run.name=broken")
     train(straight)
-    assert "data pipeline: dali" in capsys.readouterr().out
+    assert "pipeline  dali (it works on cpu)" in capsys.readouterr().out
     assert manifest_of(straight)["pipeline"] == "dali"
     source, target = RunFolder.of(straight), RunFolder.of(broken)
     target.best.parent.mkdir(parents=True)

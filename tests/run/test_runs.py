@@ -128,7 +128,7 @@ def test_tensorboard_has_the_same_figures(run: tuple[Path, Config]) -> None:
     expected = [(line["iteration"], line["loss"]) for line in records(run[0], "train")]
 
     assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")] == expected
-    assert {"train/xi", "eval_teacher/seg_label_free"} <= set(events.Tags()["scalars"])
+    assert {"train/xi", "eval_ON/seg_label_free", "eval_AN/seg_label_free"} <= set(events.Tags()["scalars"])
 
 
 def test_last_checkpoints_and_the_best_are_kept(run: tuple[Path, Config]) -> None:
@@ -209,6 +209,31 @@ def test_a_crop_that_does_not_fit_the_stride_is_refused_before_an_old_run_is_rep
     with pytest.raises(UserError, match=r"data.crop_size = 60 .*stride, 8"):
         train(config, overwrite=True)
     assert old.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("problem", [["data.root=/nonexistent"], ["model.backbone=none"], ["run.device=gpu7"]])
+def test_an_earlier_run_stays_when_the_one_that_overwrites_it_cannot_begin(
+    problem: list[str], run: tuple[Path, Config], make_config: MakeConfig
+) -> None:
+    directory = run[0]
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        train(make_config(f"run.output={directory.parent}", "run.name=whole", *problem), overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_run_comes_back_when_the_one_that_overwrites_it_fails_before_its_first_checkpoint(
+    run: tuple[Path, Config], make_config: MakeConfig, data_root: Path, tmp_path: Path
+) -> None:
+    root, directory = tmp_path / "data", tmp_path / "runs" / "whole"
+    shutil.copytree(run[0], directory)
+    shutil.copytree(data_root, root)
+    for image in (root / "JPEGImages").glob("train_*.jpg"):
+        image.write_bytes(image.read_bytes()[:700])
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="JPEGImages"):
+        train(make_config("run.name=whole", f"data.root={root}"), overwrite=True)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("key", ["eval.classes", "eval.coexistence"])

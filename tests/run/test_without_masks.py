@@ -67,7 +67,7 @@ def test_a_folder_without_masks_trains_resumes_and_is_evaluated(
     assert isinstance(result, LabelResult)
     assert result.summary() == summary.results["an"].summary()
     assert evaluate.main([str(summary.folder.best), "--network", "an"]) == 0
-    assert f"{len(held)} images held out of the training" in capsys.readouterr().out
+    assert f"{len(held)} image held out of the training" in capsys.readouterr().out
 
 
 def test_masks_of_some_validation_images_are_used(

@@ -1,0 +1,124 @@
+"""What a run says before its first iteration: one short block, so that a wrong folder, network or recipe is seen before
+hours are spent on it."""
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+
+from cosa_fast.config.schema import Config
+from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.device import compute_type
+from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.fused import captures, compiles
+from cosa_fast.kernels.launch.runtime import use_triton
+from cosa_fast.run.folder import RunFolder
+
+COLUMNS = 100
+INDENT = 10
+SHOWN_CLASSES = 8
+
+
+def opening(
+    engine: EngineBase,
+    training_set: ImageDataset,
+    validation_set: ImageDataset,
+    pipeline: str,
+    reason: str,
+    folder: RunFolder,
+) -> str:
+    """The block, of lines of at most 100 columns (a path stays whole). pipeline: the chosen one, and the reason."""
+    config = engine.config
+    facts = {
+        "data": _data(config, training_set, validation_set),
+        "network": _network(engine),
+        "device": _device(engine),
+        "pipeline": f"{pipeline} ({reason}), {_workers(config, pipeline)}",
+        "recipe": _recipe(config, len(training_set)),
+        "folder": str(folder.path),
+    }
+    return "\n".join(
+        textwrap.fill(
+            text,
+            COLUMNS,
+            initial_indent=name.ljust(INDENT),
+            subsequent_indent=" " * INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, text in facts.items()
+    )
+
+
+def _data(config: Config, training_set: ImageDataset, validation_set: ImageDataset) -> str:
+    data, limit = config.data, config.eval.limit
+    evaluated = min(len(validation_set), limit or len(validation_set))
+    of = f" of {len(validation_set)} (eval.limit)" if evaluated < len(validation_set) else ""
+    masks = "with masks" if validation_set.has_masks else "no masks: no mIoU"
+    return (
+        f"{data.format} {data.root}: {len(training_set)} images to train on (labels from "
+        f"{training_set.label_source}), {evaluated}{of} to evaluate ({masks}); "
+        f"{len(training_set.classes)} classes: {_first(training_set.classes)}"
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_CLASSES
+    return ", ".join(names[:SHOWN_CLASSES]) + (f", and {more} more" if more > 0 else "")
+
+
+def _network(engine: EngineBase) -> str:
+    """Architecture, size, and where the weights are from: a resumed run's are from its checkpoint."""
+    model, network = engine.config.model, engine.on.master
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    origin = f"weights of the checkpoint of iteration {engine.iteration}" if engine.iteration else network.origin
+    return f"{model.backbone}, {millions:.1f} M parameters; {origin}"
+
+
+def _device(engine: EngineBase) -> str:
+    config, device, ranks = engine.config.run, engine.device, engine.ranks
+    if device.type == "cuda":
+        parts = [torch.cuda.get_device_name(device)]
+    else:
+        parts = [f"cpu ({_number(torch.get_num_threads(), 'thread')})"]
+    if ranks.size > 1:
+        parts.append(f"one of {ranks.size} processes")
+    parts.append({torch.bfloat16: "bf16", torch.float32: "fp32"}[compute_type(config.precision, device)])
+    parts.append(f"{config.engine} engine")
+    on_device = torch.empty(0, device=device)
+    parts.append("Triton kernels" if use_triton(config.backend, on_device) else "plain PyTorch operators")
+    if config.engine == "fused":
+        parts += ["compiled blocks"] * compiles(engine.config, device)
+        parts += ["CUDA graphs"] * captures(engine.config, device)
+    return ", ".join(parts)
+
+
+def _workers(config: Config, pipeline: str) -> str:
+    count = config.data.workers
+    if pipeline == "dali":
+        return _number(max(1, count), "thread")
+    return _number(count, "worker process", "es") if count else "no worker processes"
+
+
+def _recipe(config: Config, images: int) -> str:
+    optim, teacher, threshold = config.optim, config.teacher, config.threshold
+    passes = optim.iterations * optim.batch_size / images
+    scales = ", ".join(f"{scale:g}" for scale in teacher.scales)
+    thresholds = {
+        "dynamic": "dynamic thresholds",
+        "fixed": f"thresholds {threshold.value:g} and {threshold.value_aux:g}",
+        "band": f"thresholds {threshold.band[0]:g} to {threshold.band[1]:g}",
+    }[threshold.mode]
+    cotraining = f"co-training after {optim.cotrain_after}"
+    if optim.cotrain_after == optim.iterations:
+        cotraining = "classification only"
+    return (
+        f"{_number(optim.iterations, 'iteration')} of {_number(optim.batch_size, 'image')} ({passes:.3g} passes), crop "
+        f"{config.data.crop_size}, {cotraining}; lr {optim.lr:g} (heads ×{optim.head_multiplier:g}), warm-up "
+        f"{optim.warmup}; AN: momentum {teacher.momentum:g}, scales {scales}{' with mirror' * teacher.flip}; "
+        f"{thresholds}; an evaluation every {config.eval.every}; seed {config.run.seed}"
+    )
+
+
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{plural * (count != 1)}"
