@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,6 +13,12 @@ from cosa_fast.data_pipeline.datasets.masks import IGNORE_INDEX, WIDE_IGNORE_IND
 def ignored(truth: Tensor) -> Tensor:
     """Where a mask says nothing, bool of its shape: 255; in int16, the type of masks of more than 254 classes, -1."""
     return truth == (WIDE_IGNORE_INDEX if truth.dtype == torch.int16 else IGNORE_INDEX)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which batches are copied to a device."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -31,8 +38,19 @@ class Batch:
     truth: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on `device`. From the host to a GPU it is copied beside what the GPU computes, which waits for
+        it only with what it is given from now on."""
+        device = torch.device(device)
+        if device.type != "cuda" or self.weak.is_cuda:
+            return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        copies, current = _copy_stream(device), torch.cuda.current_stream(device)
+        with torch.cuda.stream(copies):
+            moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        current.wait_stream(copies)
+        for tensor in (moved.weak, moved.strong, moved.labels, moved.valid, moved.truth):
+            if tensor is not None:
+                tensor.record_stream(current)  # its memory is of the other stream, and must not go while this one reads
+        return moved
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies without making the host wait."""

@@ -34,11 +34,9 @@ class _Mode(FakeTensorMode):
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Inside, tensors on `DEVICE` can be made and computed with, without contents."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(nn.Module, "to", _converted)
-    with _device_guard(), _Mode(allow_non_fake_inputs=False):
+    with pytest.MonkeyPatch.context() as patch, _device_guard(), _Mode(allow_non_fake_inputs=False):
+        patch.setattr(nn.Module, "to", _converted)
         yield
-    patch.undo()
 
 
 @contextmanager
@@ -53,8 +51,10 @@ def _device_guard() -> Iterator[None]:
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * (META + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     before, guards[CUDA] = guards[CUDA], guards[META]
-    yield
-    guards[CUDA] = before
+    try:
+        yield
+    finally:
+        guards[CUDA] = before
 
 
 def on_cuda(values: Any) -> Any:

@@ -41,7 +41,8 @@ Row = dict[str, Any]
 SMALL = [
     "model.backbone=vit_tiny_patch16_224", "model.weights=none", "data.crop_size=128", "optim.batch_size=4",
     "teacher.scales=[1.0,0.5]", "model.decoder_width=64", "optim.iterations=100", "optim.warmup=0",
-    "model.arguments={img_size: 128, embed_dim: 96, depth: 4, num_heads: 3}", "run.precision=fp32", "run.compile=off",
+    "model.arguments={img_size: 128, embed_dim: 96, depth: 4, num_heads: 3}", "run.precision=fp32", "run.tf32=false",
+    "run.compile=off",
 ]  # fmt: skip
 
 

@@ -7,5 +7,6 @@ baseline: the method as it is usually written
 lattice: its permutohedral filter
 loss_path: the losses alone
 phases: where the time of a step goes
+prediction: what a step should take on a GPU
 memory: a step's bytes, counted without data
 """

@@ -11,6 +11,7 @@ import torch
 
 from bench.operators.scene import COCO, DEMO, VOC
 from bench.steps.baseline import Baseline, BaselineLosses
+from bench.timing import wait_for
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
@@ -125,7 +126,8 @@ def _require_same_steps(config: Config) -> None:
 class Feed(Protocol):
     """Batches for a step; `waited`: seconds that they let the step wait so far."""
 
-    waited: float
+    @property
+    def waited(self) -> float: ...
 
     def next(self) -> Batch: ...
 
@@ -133,8 +135,9 @@ class Feed(Protocol):
 class OneBatch:
     """The same batch every time."""
 
+    waited = 0.0
+
     def __init__(self, batch: Batch) -> None:
-        self.waited = 0.0
         self._batch = batch
 
     def next(self) -> Batch:
@@ -142,10 +145,12 @@ class OneBatch:
 
 
 class RealBatches:
-    """Fresh batches of the configured data, made by its pipeline while the step computes."""
+    """Fresh batches of the configured data, made by its pipeline while the step computes. What they let it wait is the
+    time of the host for a batch, and on a GPU that of the device for its copy."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.waited = 0.0
+        self._host = 0.0
+        self._copies: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._device = device
         data = config.data
         dataset = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
@@ -153,10 +158,24 @@ class RealBatches:
         stream = open_pipeline(config, dataset, device, choose_pipeline(config, device)[0])
         self._batches = iter(stream)
 
+    @property
+    def waited(self) -> float:
+        """Waits for the device, too."""
+        wait_for(self._device)
+        self._host += sum(before.elapsed_time(after) for before, after in self._copies) / 1000
+        self._copies = []
+        return self._host
+
     def next(self) -> Batch:
         start = time.perf_counter()
-        batch = next(self._batches).to(self._device)
-        self.waited += time.perf_counter() - start
+        batch = next(self._batches)
+        if self._device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            batch = batch.to(self._device)
+            after.record()
+            self._copies.append((before, after))
+        self._host += time.perf_counter() - start
         return batch
 
 

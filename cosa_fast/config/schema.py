@@ -163,7 +163,8 @@ class RunConfig:
     """One run: where it is written (`output`/`name`), its seed, its device, and what it logs and keeps.
 
     `engine`: the fused step, or the plain one it is held against. `backend`: of the kernels (auto: Triton on CUDA,
-    plain PyTorch elsewhere). `precision`: of both networks' arithmetic (auto: bf16 on a GPU that has it). `compile`:
+    plain PyTorch elsewhere). `precision`: of both networks' arithmetic (auto: bf16 on a GPU that has it). `tf32`: on a
+    GPU fp32's convolutions round what they multiply to TF32, as torch does by itself; false: they do not. `compile`:
     blocks by torch.compile (auto: on CUDA). `capture`: steps in CUDA graphs (auto: on CUDA, where nothing needs the
     host).
     """
@@ -175,6 +176,7 @@ class RunConfig:
     engine: Literal["fused", "plain"] = "fused"
     backend: Literal["auto", "triton", "reference"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool = True
     compile: Literal["auto", "on", "off"] = "auto"
     capture: Literal["auto", "off"] = "auto"
     threads: int | None = bounded(None, low=1, high=1024)

@@ -4,10 +4,12 @@
 does the same faster and is measured against it. Their checkpoints are interchangeable.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.engine.compiling import workable
 from cosa_fast.errors import UserError
@@ -24,6 +27,8 @@ from cosa_fast.method.objective import Objective
 from cosa_fast.method.threshold import build_thresholds
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(Exception):
@@ -76,6 +81,10 @@ class EngineBase(ABC):
         self.config = config
         self.working = working = workable(config, device)
         self.device = device
+        # What torch takes for float32 convolutions of its own accord; matrix products it never does.
+        torch.backends.cudnn.allow_tf32 = config.run.tf32
+        if device.type == "cuda" and config.run.tf32 and compute_type(config.run.precision, device) == torch.float32:
+            logger.info("float32: convolutions round what they multiply to TF32; run.tf32=false prevents that")
         self.ranks = ranks
         self.iteration = 0
         self.replayed_peak = 0
@@ -134,15 +143,18 @@ class EngineBase(ABC):
                     assignments.append(self.an.assign(outputs, part.labels, part.valid))
             with self.phase("labels"):
                 assignment = Assignment.join(assignments)
-                self._update_thresholds(assignment)
-                statistics = self._statistics(assignment)
+                rejoin = self._beside(partial(self._update_thresholds, assignment))
                 if len(parts) > 1:
+                    rejoin()
                     self.objective.count(parts, assignments, self.threshold_values)
         shares: dict[str, Tensor] = {}
         for index, part in enumerate(parts):
             with self.phase("ON"):
                 seen = self.on.compute(part.strong.to(self.on.compute.dtype), seg=cotraining)
             with self.phase("losses"):
+                if cotraining and index == 0:
+                    rejoin()
+                    statistics = self._statistics(assignment)
                 terms = self.objective.classification(seen, part.labels)
                 if cotraining:
                     seed = (self._step_seed + index) % 2**63
@@ -153,6 +165,11 @@ class EngineBase(ABC):
             for name, value in {**terms, "loss": loss}.items():
                 shares[name] = shares[name] + value.detach() if name in shares else value.detach()
         return shares, statistics
+
+    def _beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Do what ON's forward pass does not wait for; to be called is the result before anything reads what it did."""
+        work()
+        return lambda: None
 
     @abstractmethod
     def _backward(self, loss: Tensor, first: bool) -> None:

@@ -6,6 +6,7 @@ nothing is updated any more, and `check()`, at the next log point, says which st
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -56,6 +57,7 @@ class FusedEngine(EngineBase):
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
         self._captures = captures(self.working, device)
         self._captured: CapturedStep | None = None
+        self._side: torch.cuda.Stream | None = None
         release_before_end(self)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -120,6 +122,17 @@ class FusedEngine(EngineBase):
         if self._captured is not None:
             torch.cuda.synchronize(self.device)
             self._captured = None
+
+    def _beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """In a branch of the graph to be captured: the mixtures' fits are one program each, and leave the device to
+        ON's forward pass."""
+        if not self._captures:
+            return super()._beside(work)
+        self._side = side = self._side or torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        return lambda: torch.cuda.current_stream().wait_stream(side)
 
     def _threshold_state(self) -> list[Tensor]:
         return [tensor for threshold in self.thresholds for tensor in threshold.tensors()]

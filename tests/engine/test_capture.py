@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -35,8 +35,12 @@ class Pretended:
 
 
 class _Stream:
-    def wait_stream(self, other: Any) -> None:
-        """Nothing runs beside anything here."""
+    """Nothing runs beside anything here; `waits` collects who waited for whom."""
+
+    waits: ClassVar[list[tuple["_Stream", "_Stream"]]] = []
+
+    def wait_stream(self, other: "_Stream") -> None:
+        self.waits.append((self, other))
 
 
 class _Graph:
@@ -170,3 +174,40 @@ def test_graphs_go_before_their_process_group(
         assert engine._captured is not None
     assert held == [None]
     assert cuda.asked == ["synchronize"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_fits_are_a_branch_that_ends_before_the_losses(
+    accumulate: int, cuda: Pretended, make_config: Callable[..., Config], batches: list[Batch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A capture whose branches do not come together again is refused by CUDA, and losses read the thresholds."""
+    engine = FusedEngine(make_config("optim.cotrain_after=0", f"optim.accumulate={accumulate}"), CLASSES, CPU)
+    _Stream.waits.clear()
+    inside: list[_Stream] = []
+    events: list[str] = []
+
+    @contextmanager
+    def stream(which: _Stream) -> Iterator[None]:
+        inside.append(which)
+        yield
+        inside.pop()
+
+    def told(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            joined = engine._side is not None and _Stream.waits[-1][1] is engine._side
+            events.append(f"{name} {'aside' if engine._side in inside else 'joined' if joined else 'apart'}")
+            return function(*arguments, **keywords)
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(engine, "_update_thresholds", told("fit", engine._update_thresholds))
+    monkeypatch.setattr(engine, "_statistics", told("statistics", engine._statistics))
+    monkeypatch.setattr(engine.objective, "count", told("count", engine.objective.count))
+    monkeypatch.setattr(engine.objective, "cotraining", told("losses", engine.objective.cotraining))
+    monkeypatch.setattr(engine.on.compute, "forward", told("ON", engine.on.compute.forward))
+    engine.step(batches[0])
+    apart = ["fit aside", "ON apart", "statistics joined", "losses joined"]
+    in_parts = ["fit aside", "count joined", "ON joined", "statistics joined", *["losses joined", "ON joined"] * 2][:-1]
+    assert events == (apart if accumulate == 1 else in_parts)

@@ -24,13 +24,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 # On a GPU both phases reach replays of their captured step: three ordinary steps, the capture, two more.
 PHASE = WARM_UP + 3 if torch.cuda.is_available() else 2
 BOTH = (f"optim.cotrain_after={PHASE}", f"optim.iterations={10 * PHASE}", "optim.lr=1e-4", "optim.warmup=0")
-EXACT = ("run.precision=fp32", "run.compile=off")
-
-
-@pytest.fixture(autouse=True)
-def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 means float32, in convolutions too."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+EXACT = ("run.precision=fp32", "run.tf32=false", "run.compile=off")
 
 
 @pytest.fixture
@@ -159,7 +153,7 @@ def test_a_captured_step_gives_what_the_ordinary_one_gives(
 ) -> None:
     found = {}
     for choice in ("auto", "off"):
-        config = make_config(*BOTH, f"run.precision={precision}", "run.compile=off", f"run.capture={choice}")
+        config = make_config(*BOTH, *EXACT, f"run.precision={precision}", f"run.capture={choice}")
         engine = FusedEngine(config, CLASSES, torch.device("cuda"))
         found[choice] = run(engine, batches, 2 * PHASE)
         assert is_captured(engine) == (choice == "auto")

@@ -34,3 +34,13 @@ def test_losses_of_three_steps_are_those_of_the_cpu(
             # Ω and the shares jump where a pixel sits on a threshold; losses are continuous.
             if name not in ("omega", "foreground_share", "foreground_share_aux", "foreground_reliability"):
                 torch.testing.assert_close(found[name].cpu(), value, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_float32_convolutions_use_tf32_only_where_the_run_says_so(
+    wanted: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not wanted)
+    Engine(make_config(f"run.tf32={str(wanted).lower()}"), CLASSES, torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32 == wanted
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -48,6 +48,7 @@ VARIANTS = {
     "without the flip": ["teacher.flip=false"],
     "fixed thresholds": ["threshold.mode=fixed"],
     "detached features": ["model.detach=features"],
+    "positions as released": ["model.position_resampling=plain", "model.backbone=vit_base_patch16_224"],
 }
 
 
