@@ -10,7 +10,7 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, upright_size
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
-from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound
+from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound, values_in
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError
 
@@ -119,7 +119,7 @@ class ImageDataset:
 
         def look(index: int) -> tuple[np.ndarray, str]:
             try:
-                return np.unique(self.mask(index)), ""
+                return values_in(self.mask(index)), ""
             except UserError as error:
                 return np.zeros(0, np.uint8), str(error)
 
