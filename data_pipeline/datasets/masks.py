@@ -109,7 +109,8 @@ def find_masks(
     if any(found):
         return MaskFiles([path or folders[0] / f"{id}.png" for path, id in zip(found, ids, strict=True)])
     strange = sorted(path for files in there.values() for path in files.values())
-    if not strange or not ids or any(name in others for files in there.values() for name in files):
+    names = {end for files in there.values() for name in files for end in (name, name.rpartition("/")[2])}
+    if not strange or not ids or not names.isdisjoint(others):
         return MaskFiles(None)
     return MaskFiles(
         None,
