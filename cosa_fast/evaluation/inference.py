@@ -83,6 +83,19 @@ def summed_logits(segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tup
         yield rows, total
 
 
+def class_probabilities(segs: Sequence[Tensor], size: tuple[int, int], allowed: Tensor | None = None) -> Tensor:
+    """(K, H, W) float32: softmax of the mean of the logits that `summed_logits` sums, over the `allowed` ((K,) bool)
+    classes; 0 for others. For what needs probabilities: the argmax alone wants less memory."""
+    maps = sum(len(seg) for seg in segs)
+    bands = []
+    for _, logits in summed_logits(segs, size):
+        logits = logits / maps
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
+        bands.append(logits.softmax(0))
+    return torch.cat(bands, 1)
+
+
 def _interpolate_width(maps: Tensor, width: int) -> Tensor:
     """(K, h, w) -> (K, h, width) float32."""
     return F.interpolate(maps[None].float(), size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]

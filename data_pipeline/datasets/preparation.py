@@ -209,7 +209,10 @@ def suggest(format: str, root: Path, split: str, images: int) -> str:
     }
     recipe = {"synthetic": "demo"}.get(format, format)
     overrides = " ".join(f"{key}={value}" for key, value in settings.items())
-    return f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
+    text = f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
+    if (format, split) == ("folder", "train"):
+        text += f"\nwithout a GPU: python -m cosa_fast.train folder_small.yaml data.root={settings['data.root']}"
+    return text
 
 
 def find_source(format: str, root: Path, dataset: ImageDataset) -> str:

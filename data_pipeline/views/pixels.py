@@ -127,6 +127,13 @@ def normalise_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, 
     return values.sub_(shift).div_(scale)
 
 
+def denormalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """What `normalise_pixels` was given, of (..., 3, H, W) float: (..., 3, H, W) uint8."""
+    scale = 255 * torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return (images * scale + shift).round_().to(torch.uint8)
+
+
 def render_mask(mask: np.ndarray, parameters: AugmentParameters, config: AugmentConfig) -> Tensor:
     """(H, W) of the mask's type, uint8 or int16: the mask with the geometry of the views; ignored in the padding."""
     wide = mask.dtype == np.int16
