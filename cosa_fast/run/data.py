@@ -29,11 +29,13 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
     classes = whole.classes
     training_set: ImageDataset = whole
     if data.val_split:
-        validation_set = _validation(config, classes)
+        validation_set = _validation(config, classes, say)
     else:
         training_set, validation_set = hold_out(whole, say=say)
     validation_set = _evaluated(config, validation_set, say)
     if config.loss.guidance == "truth":
+        if not training_set.has_masks:
+            raise UserError(f"loss.guidance=truth needs masks of {data.train_split}, and {data.root} has none of it")
         training_set.check_masks(threads=data.workers)
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
@@ -47,16 +49,18 @@ def open_validation_set(config: Config, say: Say | None = None) -> ImageDataset:
     """What `open_datasets` evaluates, opened without data.pack."""
     data, say = config.data, say or (lambda text: None)
     if data.val_split:
-        return _evaluated(config, _validation(config, data.classes), say)
+        return _evaluated(config, _validation(config, data.classes, say), say)
     whole = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
     return _evaluated(config, hold_out(whole)[1], say)
 
 
-def _validation(config: Config, classes: Sequence[str] | None) -> ImageDataset:
+def _validation(config: Config, classes: Sequence[str] | None, say: Say) -> ImageDataset:
     """data.val_split; its images need labels only where there are no masks."""
     data = config.data
     where = (data.format, data.root, str(data.val_split))
     dataset = open_dataset(*where, labels=data.labels, classes=classes, need_labels=False)
+    for note in dataset.notes:
+        say(f"{data.val_split}: {note}")
     if dataset.has_masks or dataset.masks_absent:
         return dataset
     return open_dataset(*where, labels=data.labels, classes=classes)

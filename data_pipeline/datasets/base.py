@@ -10,7 +10,7 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, upright_size
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
-from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound
+from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound, values_in
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError
 
@@ -22,6 +22,7 @@ class ImageDataset:
     than 254 classes, in int16: -1). ids: one per image. has_masks: whether ground truth is at hand. labels: None where
     the set was opened without. masks: mask file per image; None where there are none. masks_absent: why mask files that
     are there are those of no image; empty otherwise. label_source: where the labels come from, in words.
+    notes: what the user is to know of how the files were found.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ImageDataset:
         self._masks = masks
         self._pack: Pack | None = None
         self.masks_absent = ""
+        self.notes: tuple[str, ...] = ()
         self.label_source = ""
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class ImageDataset:
 
         def look(index: int) -> tuple[np.ndarray, str]:
             try:
-                return np.unique(self.mask(index)), ""
+                return values_in(self.mask(index)), ""
             except UserError as error:
                 return np.zeros(0, np.uint8), str(error)
 

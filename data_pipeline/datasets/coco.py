@@ -100,7 +100,7 @@ def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack 
     path, found = find_instances(root, split)
     instances = read_instances(path)
     names = tuple(instances.categories.values())
-    folder = _image_folder(root, found, instances.files) if pack is None else root
+    images = _images(root, found, instances.files) if pack is None else [root / name for name in instances.files]
     masks, strange = _mask_files(root, found, instances.ids)
     notes = [f"{root} has no {split}, {found} is taken"] if found != split else []
     notes += instances.notes
@@ -109,7 +109,7 @@ def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack 
         notes.append(f"no annotation of {path.name} has a shape, so there are no masks")
     return Layout(
         ids=instances.ids,
-        images=[folder / name for name in instances.files],
+        images=images,
         listing=path,
         classes=names if classes is None else _reordered(classes, names, path),
         annotations=(path, lambda: instances.labels),
@@ -119,16 +119,24 @@ def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack 
     )
 
 
-def _image_folder(root: Path, split: str, files: Sequence[str]) -> Path:
-    """The folder from which the file's names lead to images; UserError if there is no folder of the split."""
+def _images(root: Path, split: str, files: Sequence[str]) -> list[Path]:
+    """The images that the file names, below the first place where one of them is; of names that begin with folders of
+    another machine, the end. UserError if there is no folder of the split.
+    """
     own = [root / split, root / "images" / split, root / "JPEGImages" / split, root / split / split]
-    for place in (*own, root / "images", root / "JPEGImages", root):
-        if any((place / name).is_file() for name in files[:3]):
-            return place
+    for leading in range(max(name.count("/") for name in files[:3]) + 1):
+        for place in (*own, root / "images", root / "JPEGImages", root):
+            if any((place / _without(name, leading)).is_file() for name in files[:3]):
+                return [place / _without(name, leading) for name in files]
     there = next((place for place in own if place.is_dir()), None)
     if there is None:
         raise UserError(f"{root / split}: no such folder; unpack the images of {split} there")
-    return there
+    return [there / name for name in files]
+
+
+def _without(name: str, leading: int) -> str:
+    """The name without so many of its first folders."""
+    return name.split("/", leading)[-1]
 
 
 def _mask_files(root: Path, split: str, ids: Sequence[str]) -> tuple[MaskFiles, str]:

@@ -30,6 +30,7 @@ def download_voc(root: Path, say: Callable[[str], None]) -> Path:
     """
     from torchvision.datasets import VOCSegmentation
 
+    root = _above(root)
     there = devkit(root)
     if (there / IMAGES).is_dir() and (there / MASKS[1]).is_dir():
         say(f"{there}: is there already")
@@ -46,6 +47,7 @@ def download_sbd(root: Path, say: Callable[[str], None]) -> Path:
     the devkit at or below `root`, whose path is returned. UserError as in `download_voc`; no devkit there; scipy, which
     reads SBD's masks, is not installed; or not so many images as train_aug has.
     """
+    root = _above(root)
     there = devkit(root)
     if not (there / MASKS[1]).is_dir():
         raise UserError(
@@ -59,6 +61,15 @@ def download_sbd(root: Path, say: Callable[[str], None]) -> Path:
     if not (there / LISTS / "train_aug.txt").is_file():
         say(f"{build_train_aug(there)}: written")
     return there
+
+
+def _above(root: Path) -> Path:
+    """The folder in which VOCdevkit/VOC2012 is to be: `root`, or that above where `root` is the devkit itself."""
+    parts = root.absolute().parts
+    for below in (("VOCdevkit", "VOC2012"), ("VOCdevkit",)):
+        if parts[-len(below) :] == below:
+            return root.absolute().parents[len(below) - 1]
+    return root
 
 
 def _open_sbd(folder: Path) -> Any:

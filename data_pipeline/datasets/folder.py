@@ -3,7 +3,7 @@
 ROOT/images/SPLIT/, ROOT/SPLIT/, ROOT/images/ or ROOT itself holds the images, or folders of them; an image's id is its
 path from there, without suffix. ROOT/SPLIT.txt, if there is one, lists the split's ids (file names, with or without
 suffix). ROOT/labels.json, .csv or .tsv gives the image labels; without such a file the folder that an image lies in
-(cat/xxx.jpg) is its class. ROOT/masks/ID.png (or another suffix), where there is one, is the ground truth. A split
+(cat/xxx.jpg) is its class. ROOT/masks/ID.png, or masks/SPLIT/ID.png, where there is one, is the ground truth. A split
 without a list and without a folder of its own is all images, unless the folder knows other splits.
 """
 
@@ -52,7 +52,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         classes=class_names(root, classes, ()) if named else None,
         label_files=tuple(root / name for name in LABEL_FILES),
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
-        masks=find_masks([root / "masks"], list(images), others=everything or ()),
+        masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
         everything=everything,
     )
 

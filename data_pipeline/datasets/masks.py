@@ -58,17 +58,25 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
                 f"{path}: a mask's values are class indices (palette or grayscale), this one shows colours "
                 f"(mode {image.mode}); {OFFER}"
             )
-        stored = np.array(image).astype(np.int64) // stretched
+        stored = np.array(image).astype(np.int32 if wide else np.uint8) // np.array(stretched, np.uint8)
         colours = image.getpalette() if image.mode == "P" else None
-    ignored = (stored == IGNORE_INDEX) & (not wide or num_classes <= _MOST_IN_A_BYTE)
-    if wide:
-        ignored |= stored == _IGNORED_IN_16_BITS
-    used = np.unique(stored[~ignored])
+    if wide and (stored.min() < 0 or stored.max() > _IGNORED_IN_16_BITS):
+        _require_classes(path, np.array([stored.min(), stored.max()]), num_classes)
+    narrow = num_classes <= _MOST_IN_A_BYTE
+    unknown = ([IGNORE_INDEX] if narrow or not wide else []) + ([_IGNORED_IN_16_BITS] if wide else [])
+    used = np.setdiff1d(values_in(stored), unknown)
     if colours is not None:
         _require_own_palette(path, used, colours)
     _require_classes(path, used, num_classes)
-    stored[ignored] = ignore_index(num_classes)
-    return stored.astype(mask_type(num_classes))
+    mask = stored.astype(mask_type(num_classes))  # 65535 becomes 255, or -1
+    if not (narrow or wide):
+        mask[stored == IGNORE_INDEX] = WIDE_IGNORE_INDEX
+    return mask
+
+
+def values_in(mask: np.ndarray) -> np.ndarray:
+    """The values that occur in a mask, in ascending order; negative ones only in int16."""
+    return np.unique(mask) if mask.dtype == np.int16 else np.flatnonzero(np.bincount(mask.ravel()))
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,8 @@ def find_masks(
     if any(found):
         return MaskFiles([path or folders[0] / f"{id}.png" for path, id in zip(found, ids, strict=True)])
     strange = sorted(path for files in there.values() for path in files.values())
-    if not strange or not ids or any(name in others for files in there.values() for name in files):
+    names = {end for files in there.values() for name in files for end in (name, name.rpartition("/")[2])}
+    if not strange or not ids or not names.isdisjoint(others):
         return MaskFiles(None)
     return MaskFiles(
         None,

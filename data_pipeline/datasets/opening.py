@@ -80,6 +80,7 @@ def open_dataset(
     dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks.files)
     dataset.masks_absent = layout.masks.absent
     dataset.label_source = source
+    dataset.notes = layout.notes
     if packed is not None:
         require_packed(packed, dataset.ids, packing_command(format, root, split))
         dataset.read_from(packed)

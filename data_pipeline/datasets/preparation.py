@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.colours import colours_of, write_indices
 from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES
@@ -21,7 +19,7 @@ from cosa_fast.data_pipeline.datasets.labels import (
     require_labels,
     write_labels,
 )
-from cosa_fast.data_pipeline.datasets.masks import ignore_index
+from cosa_fast.data_pipeline.datasets.masks import ignore_index, values_in
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.subset import masked_part
@@ -241,7 +239,7 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
     def look(index: int) -> tuple[tuple[str, ...], Size, str | None]:
         try:
             image = dataset.image(index)
-            values = np.unique(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
+            values = values_in(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
         except UserError as error:
             return (), (0, 0), str(error)
         names = tuple(dataset.classes[value - 1] for value in values if value not in (0, ignored))

@@ -31,3 +31,9 @@ def test_class_maps_without_flip_equal_those_with_a_mirrored_copy() -> None:
 def test_classes_are_those_of_the_mask() -> None:
     mask = torch.tensor([[0, 3, 255], [1, 3, 0]], dtype=torch.uint8)
     assert classes_in(mask).tolist() == [0, 2]
+
+
+def test_a_wide_mask_may_show_class_255() -> None:
+    mask = torch.tensor([[0, 255, 300], [-1, 7, 255]], dtype=torch.int16)
+    assert classes_in(mask).tolist() == [6, 254, 299]
+    assert classes_in(torch.full((2, 2), -1, dtype=torch.int16)).tolist() == []

@@ -94,6 +94,15 @@ def test_ignored_pixels_change_nothing() -> None:
     assert math.isnan(matrix.miou())
 
 
+def test_wide_truths_have_a_class_255_and_ignore_minus_one() -> None:
+    truth = torch.tensor([255, 300, -1], dtype=torch.int16)
+    matrix, sweep = ConfusionMatrix(301), ThresholdSweep(301, [0.5])
+    matrix.update(torch.tensor([255, 0, 7]), truth)
+    sweep.update(torch.ones(3), torch.tensor([255, 0, 7]), truth)
+    assert (int(matrix.counts[255, 255]), int(matrix.counts[300, 0]), int(matrix.counts.sum())) == (1, 1, 2)
+    assert torch.equal(sweep.iou()[0].nan_to_num(-1), matrix.iou().nan_to_num(-1))
+
+
 @pytest.mark.parametrize(("prediction", "truth"), [([3], [0]), ([0], [3]), ([-1], [0]), ([0, 1], [0])])
 def test_wrong_classes_or_shapes_are_refused(prediction: list[int], truth: list[int]) -> None:
     with pytest.raises(ValueError, match=r"lie in 0\.\.2|share one shape"):

@@ -37,6 +37,16 @@ def test_palette_image_keeps_indices_and_shows_colours(tmp_path: Path) -> None:
         assert np.array_equal(np.array(image.convert("RGB")), palette()[classes])
 
 
+def test_classes_beyond_a_byte_keep_their_indices_and_have_a_colour(tmp_path: Path) -> None:
+    classes = np.array([[0, 1, 254, 255, 1203, -1]], dtype=np.int16)
+    palette_image(np.abs(classes)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(np.array(image), np.abs(classes))
+    shown = np.array(colourise(classes))[0]
+    assert np.array_equal(shown[[0, 1, 2, 5]], palette()[[0, 1, 254, 255]])
+    assert shown[3:5].any(axis=1).all(), "no class looks like background"
+
+
 def test_overlay_leaves_the_background_as_it_is() -> None:
     image = Image.fromarray(np.full((2, 3, 3), 100, np.uint8))
     classes = np.array([[0, 1, 0], [2, 0, 0]], dtype=np.uint8)

@@ -14,6 +14,7 @@ from PIL import Image
 from cosa_fast import api, predict
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.run.training import train
 
@@ -50,7 +51,9 @@ def test_real_sets_train_with_their_root_alone(
     summary = train(load_config(recipe, [f"data.root={root}", *SMALL, f"run.output={tmp_path}"]))
     assert 0 <= summary.results["an"].summary()["seg_label_free"] <= 100
     said = capsys.readouterr().out
-    assert ("train2014: " in said and "train2017 is taken" in said) is (recipe == "coco.yaml")
+    for split in ("train", "val"):
+        year = f"{split}2014: {root} has no {split}2014, {split}2017 is taken"
+        assert (year in said) is (recipe == "coco.yaml")
 
 
 def test_voc_without_a_mask_trains_and_reports(data_root: Path, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -110,6 +113,8 @@ def test_boxes_alone_train_and_report(many_classes: Path, make_config: MakeConfi
         path.write_text(json.dumps(content))
     options = ("data.format=coco", f"data.root={many_classes}", "optim.iterations=1", "optim.cotrain_after=0")
     assert isinstance(train(make_config(*options)).results["an"], LabelResult)
+    with pytest.raises(UserError, match=r"guidance=truth needs masks of train, and .* has none"):
+        train(make_config(*options, "loss.guidance=truth"), overwrite=True)
 
 
 def test_the_oracle_reads_wide_masks(many_classes: Path, make_config: MakeConfig) -> None:

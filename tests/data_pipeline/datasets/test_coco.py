@@ -284,6 +284,14 @@ def test_file_names_may_start_with_the_split(make: Any) -> None:
     assert (dataset.ids, dataset.image(0).size) == (("val2014/x",), (12, 10))
 
 
+@pytest.mark.parametrize("above", ["/data/coco/val2014/", "C:\\coco\\val2014\\", "/data/coco/"])
+def test_folders_of_another_machine_are_left_out(make: Any, above: str) -> None:
+    images = [{"file_name": f"{above}{name}.jpg"} for name in "xy"]
+    root = make(["x.jpg", "y.jpg"], [(0, SQUARE), (1, SQUARE)], place="val2014", split="val2014", images=images)
+    dataset, _ = opened(root, "val2014")
+    assert [dataset.image_path(k) for k in range(2)] == [root / "val2014" / f"{name}.jpg" for name in "xy"]
+
+
 def test_coco_url_names_the_file_where_there_is_no_file_name(make: Any) -> None:
     images = [{"coco_url": "http://images.example.org/train2017/x.jpg"}]
     root = make(["train2017/x.jpg"], [(0, SQUARE)], place=".", listing="lvis_v1_val.json", images=images)

@@ -111,7 +111,7 @@ def test_voc_and_sbd_are_loaded_and_joined(
     root = tmp_path / "data" / "VOCdevkit" / "VOC2012"
     with pytest.raises(UserError, match=r"no SegmentationClass there.* cosa_fast.prepare voc --download"):
         get("sbd")
-    assert get("voc") == 0
+    assert main(["voc", "--download", "--root", str(root)]) == 0, "the devkit itself may be named"
     assert f"{root}: 3 images" in capsys.readouterr().out
     (server / VOC).unlink()
     assert get("voc", "--split", "train", "--workers", "0") == 0, "what is there is not loaded again"

@@ -127,6 +127,7 @@ def test_sixteen_bit_colours_of_few_bits_are_refused(tmp_path: Path) -> None:
     assert "of its 16 bits per colour only 12 are in use" in refusal(colours(4095))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize(
     "exif",

@@ -97,8 +97,9 @@ def test_more_than_254_classes_have_wide_masks(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "m.png", 300).tolist() == [[0, 7, -1]], "a byte has no room for a class 255"
 
 
-@pytest.mark.parametrize("name", ["d.png", "d.PNG", "d.tif", "d.bmp", "d.gif"])
+@pytest.mark.parametrize("name", ["val/d.png", "d.png", "d.PNG", "d.tif", "d.bmp", "d.gif"])
 def test_masks_of_other_suffixes_are_found(folder: Path, name: str, start: Callable[[], list[str]]) -> None:
+    (folder / "masks" / name).parent.mkdir(exist_ok=True)
     Image.fromarray(VALUES).save(folder / "masks" / name)
     dataset = open_dataset("folder", folder, "val")
     assert np.array_equal(dataset.mask(0), VALUES)
