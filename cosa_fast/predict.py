@@ -81,7 +81,7 @@ def _cleaned(
     with Cleaner([method], processes, segmenter.device, side) as cleaner:
         for (job, image), cleaned in cleaner.map(problems()):
             result = cleaned[method]
-            yield job, image, result.labels.astype(np.uint8), f" (CRF {result.seconds:.1f} s)"
+            yield job, image, result.labels.astype(segmenter.pixel_type), f" (CRF {result.seconds:.1f} s)"
 
 
 def describe(classes: np.ndarray, names: Sequence[str]) -> str:

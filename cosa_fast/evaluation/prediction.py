@@ -74,6 +74,7 @@ class Segmenter:
     ) -> None:
         config = networks.config
         self.device = pick_device(config.run.device)
+        self.pixel_type = np.uint8 if len(networks.classes) <= 254 else np.int16  # of segmentations
         self._network = networks.named(network).to(self.device)
         self._config = config
         self._scales = scales or config.eval.scales
@@ -87,7 +88,8 @@ class Segmenter:
             self._allowed = allowed_classes(present, len(networks.classes) + 1)
 
     def segment(self, image: Image.Image) -> np.ndarray:
-        """(H, W) uint8 in 0..C, the classes of an RGB image's pixels, 0 for background."""
+        """(H, W) uint8 in 0..C (int16 for more than 254 classes): the classes of an RGB image's pixels, 0 for
+        background."""
         options = {"allowed": self._allowed, **self._how}
         return segment(self._network, self._input(image), (image.height, image.width), self._scales, **options).numpy()
 
