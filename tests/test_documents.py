@@ -315,6 +315,13 @@ def test_settings_of_the_pages_are_settings(place: str, words: list[str]) -> Non
     load_config("voc.yaml", values)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
 @pytest.mark.parametrize(
     "line", ["python -m cosa_fast.trian voc.yaml", "python bench/speed.py", "pip install -e .[all]"]
 )

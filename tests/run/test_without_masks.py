@@ -18,14 +18,14 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of four suffixes and a spreadsheet's CSV."""
+    """Images of five suffixes and a spreadsheet's CSV."""
     generate(tmp_path / "generated", train=12, val=1, size=64, seed=1)
     labels = json.loads((tmp_path / "generated/labels.json").read_text())
     root = tmp_path / "mine"
     root.mkdir()
     rows = ["\ufeffPhoto;On it"]
     for number, path in enumerate(sorted((tmp_path / "generated/JPEGImages").glob("train*"))):
-        name = path.stem + (".jpg", ".JPG", ".jpeg", ".png")[number % 4]
+        name = path.stem + (".jpg", ".JPG", ".jpeg", ".png", ".webp")[number % 5]
         Image.open(path).save(root / name)
         rows.append(f"{name};{', '.join(labels[path.stem])}")
     (root / "labels.csv").write_bytes("\r\n".join(rows).encode())
