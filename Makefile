@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads of torch that wait must not take time from those that work: cores are few and shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow
+.PHONY: demo test test-slow test-gpu-stack
 demo: $(VENV)/.installed
 	$(BIN)/python -m cosa_fast.demo
 
@@ -18,6 +18,18 @@ test: $(VENV)/.installed
 # What takes too long for every change: as many fuzzed inputs of each kind as COSA_FAST_DEEP_EXAMPLES says (2000).
 test-slow: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 COSA_FAST_DEEP=1 $(BIN)/python -m pytest tests/fuzz
+
+# The software of GPU machines, older than that of constraints.txt, in an environment of its own: the kernels and the
+# engine in the interpreter and on fake CUDA tensors, the GPU check's dry run, the kernels compiled for an H100.
+STACK ?= .venv-gpu-stack
+test-gpu-stack: $(STACK)/.installed
+	HF_HUB_OFFLINE=1 $(STACK)/bin/python -m pytest tests/kernels tests/engine tests/bench/gpu -m "not slow"
+	$(STACK)/bin/python bench/kernels.py --static --quick --architectures sm_90 --out $(STACK)/kernels_static.json
+
+$(STACK)/.installed: bench/gpu/stack.txt
+	$(PYTHON) -m venv $(STACK)
+	$(STACK)/bin/python -m pip install --quiet -r bench/gpu/stack.txt
+	touch $@
 
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
