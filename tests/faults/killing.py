@@ -245,13 +245,17 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Kill tiny runs, and compare what becomes of them.")
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes of each run, on one machine")
     parser.add_argument("--json", type=Path, help="write the summary there")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parsed()
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         found = summary(kill(arguments.kills, arguments.seed, Path(folder), arguments.ranks))

@@ -60,8 +60,8 @@ def test_a_rise_is_a_loss_that_goes_up_and_stays_there(
         ),
         (
             (1.0, 1.0, 1.0, 7.0, 90.0),
-            r"the loss rose from iteration 4 on, last_good\.pt has it in it, and 00000003\.pt is from before: go on with"
-            r" a lower optim\.lr and --resume \S+00000003\.pt$",
+            r"the loss rose from iteration 4 on, last_good\.pt has it in it, and 00000003\.pt is from before: "
+            r"go on with a lower optim\.lr and --resume \S+00000003\.pt$",
         ),
         ((1.0, 9.0, 9.0, 90.0, 90.0), r".*no checkpoint is from before: start anew, lower optim\.lr$"),
     ],
