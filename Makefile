@@ -15,9 +15,10 @@ test: $(VENV)/.installed
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# What takes too long for every change: as many fuzzed inputs of each kind as COSA_FAST_DEEP_EXAMPLES says (2000).
+# What takes too long for every change: as many fuzzed inputs of each kind as COSA_FAST_DEEP_EXAMPLES says (2000), and
+# as many kills of runs as COSA_FAST_DEEP_KILLS (200).
 test-slow: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 COSA_FAST_DEEP=1 $(BIN)/python -m pytest tests/fuzz
+	HF_HUB_OFFLINE=1 COSA_FAST_DEEP=1 $(BIN)/python -m pytest tests/fuzz tests/faults
 
 # The software of GPU machines, older than that of constraints.txt, in an environment of its own: the kernels and the
 # engine in the interpreter and on fake CUDA tensors, the GPU check's dry run, the kernels compiled for an H100.

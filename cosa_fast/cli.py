@@ -5,6 +5,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -65,7 +66,14 @@ def _unless_by_a_signal(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's thread cannot write is raised where the next figures are handed to it."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 sys.excepthook = _in_one_line
+threading.excepthook = _unless_of_the_disk
 sys.unraisablehook = _unless_by_a_signal
 
 

@@ -7,9 +7,11 @@ the sum over the normaliser of all ranks, so that losses and gradients only have
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -189,19 +191,34 @@ def _number(name: str, default: str | None = None) -> int:
 
 def _meet(ranks: Ranks, backend: str) -> None:
     """Open the process group. UserError where the processes do not find each other in time."""
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise UserError(f"{missing[0]} in the environment is missing: {START_WITH}")
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(f"MASTER_ADDR in the environment is missing: {START_WITH}")
     _number("MASTER_PORT")
     where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
     try:
-        store, rank, size = next(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=TIME_TO_MEET))
+        store, rank, size = _found(ranks)
         store.set_timeout(TIME_TO_MEET)
         dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
         _host_group()
         store.set_timeout(TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(
             f"{where}: the {ranks.size} processes did not meet within {TIME_TO_MEET.total_seconds():.0f} s "
             f"({first_line(error, 120)}); see that all are started, the address is right and the port free"
         ) from error
+
+
+def _found(ranks: Ranks) -> tuple[dist.Store, int, int]:
+    """The store over which the processes meet, rank, size. In a thread: torch itself waits for ever for a listener that
+    accepts the connection and says nothing."""
+    found: Future[tuple[dist.Store, int, int]] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(next(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=TIME_TO_MEET)))
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=look, daemon=True).start()
+    # Torch's own message says more, where it gives up by itself.
+    return found.result(TIME_TO_MEET.total_seconds() + 1)

@@ -1,6 +1,7 @@
 """The portable training pipeline: PIL pixel operations, torch tensors, worker processes of torch's DataLoader."""
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -103,11 +104,29 @@ class TorchPipeline:
 
     def _started(self) -> "Iterator[_Collated | _Failure]":
         """Workers are born deaf to the signals of `_FOR_PARENT`, as is every thread that a library starts in them."""
+        if self._loader.num_workers:
+            _allow_open_files(self._loader.num_workers, self._loader.prefetch_factor or 0)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
         try:
             return iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _allow_open_files(workers: int, prefetch: int) -> None:
+    """Raise the process's limit of open files to what is needed; UserError where it cannot be. It is found out here,
+    for a worker that meets the limit leaves tracebacks and no batch."""
+    # Pipes and locks of a worker; the shared memory of a batch's tensors; and what else is opened on the way.
+    needed = len(os.listdir("/dev/fd")) + 8 * workers + 8 * prefetch + 16
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"data.workers = {workers} may need {needed} open files, and {hard} are allowed; set data.workers lower, "
+            "or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _next(loaded: "Iterator[_Collated | _Failure]") -> "_Collated | _Failure | None":

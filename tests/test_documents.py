@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import killing
 from PIL import Image
 from tiny_run import TINY
 
@@ -281,6 +282,8 @@ def run(command: Command, world: World, monkeypatch: pytest.MonkeyPatch) -> None
         program, *words = words
     if program in ("python", "python3") and words[0] == "-m":
         run_module(words[1:], world)
+    elif program in ("python", "python3") and words[0] == "tests/faults/killing.py":
+        assert killing.parsed(words[1:]).kills > 0
     elif program in ("python", "python3"):
         assert (ROOT / words[0]).is_file()
         run_bench(Path(words[0]).stem, world.stand_in(words[1:]), monkeypatch)

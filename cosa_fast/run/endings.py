@@ -15,7 +15,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from cosa_fast.config.parsing import config_to_dict
@@ -34,7 +33,7 @@ from cosa_fast.run.replacing import drop_replaced
 from cosa_fast.run.signals import Signals
 
 GALLERY_IMAGES = 8
-# A loss this many times the median of its phase has risen.
+# A loss this many times the least of its phase has risen.
 RISEN = 2.0
 
 
@@ -144,7 +143,7 @@ def rise(records: list[dict[str, Any]], cotrain_after: int) -> int | None:
     phase = [(iteration, loss) for iteration, loss in losses if (iteration > cotrain_after) == cotraining]
     if len(phase) < 2:
         return None
-    limit = RISEN * median(loss for _, loss in phase[: max(1, len(phase) * 3 // 4)])
+    limit = RISEN * min(loss for _, loss in phase)
     risen = None
     for iteration, loss in reversed(phase):
         if loss <= limit:

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,9 @@ except ImportError:  # Windows
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
+
+# Seconds between two touches of a lock, and without any after which another host's owner is taken for dead.
+HEARTBEAT, SILENCE = 10.0, 60.0
 
 
 class RunFolder:
@@ -82,43 +87,82 @@ class RunFolder:
 
 
 class _Lock:
-    """A file with host and process of whoever writes in a folder.
+    """A file with host and process of whoever writes in a folder, who touches it every HEARTBEAT seconds.
 
     The kernel frees it with its process, however that ends; children do not inherit it. On a disk that several hosts
-    share, one may not see the other's lock: there the file itself counts.
+    share, one may not see another's lock: there the file itself counts, until it has not been touched for SILENCE.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        host = socket.gethostname()
+        self._released = threading.Event()
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                free = True
-            except OSError as error:
-                # Some network disks have no locks; there the process is looked for.
-                free = error.errno not in (errno.EACCES, errno.EAGAIN) and not _runs(_owner(descriptor).get("pid"))
-            owner = _owner(descriptor)
-            if not free or owner.get("host", host) != host:
-                os.close(descriptor)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            owner = _owner(self._descriptor)
+            if not self._is_free(owner):
+                os.close(self._descriptor)
                 raise UserError(
                     f"{path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; "
-                    f"end it first or give this run another run.name; if it no longer runs, delete {path}"
+                    "end it first or give this run another run.name"
                 )
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                if os.path.samestat(os.fstat(self._descriptor), path.stat()):
                     break
-            os.close(descriptor)  # its owner removed it in this very moment
-        self._descriptor = descriptor
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": host, "pid": os.getpid()}).encode(), 0)
+            os.close(self._descriptor)  # its owner removed it in this very moment
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         unfinished.add(path)
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def release(self) -> None:
+        self._released.set()
         unfinished.discard(self._path)
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+    def _is_free(self, owner: dict[str, object]) -> bool:
+        elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
+        if elsewhere and not self._is_silent(owner):
+            return False
+        # Only now: the kernel takes a process's lock away when it closes the file, through whatever descriptor.
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network disks have no locks; there the process is looked for.
+            if error.errno in (errno.EACCES, errno.EAGAIN) or (not elsewhere and _runs(owner.get("pid"))):
+                return False
+        return True
+
+    def _is_silent(self, owner: dict[str, object]) -> bool:
+        print(
+            f"{self._path}: waiting {SILENCE:.0f} s to see whether process {owner.get('pid')} on {owner.get('host')} "
+            "still works here",
+            flush=True,
+        )
+        touched = _touched(self._path)
+        end = time.monotonic() + SILENCE
+        while time.monotonic() < end:
+            time.sleep(HEARTBEAT / 4)
+            if _touched(self._path) != touched:
+                return False
+        return True
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            with suppress(OSError):
+                os.utime(self._path)
+
+
+def _touched(path: Path) -> int | None:
+    """When, by the disk's own clock; None where the file is gone. It is opened, for a network disk to look anew."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)
 
 
 def _owner(descriptor: int) -> dict[str, object]:

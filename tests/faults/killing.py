@@ -34,11 +34,15 @@ from cosa_fast.data_pipeline.datasets.synthetic import generate  # noqa: E402
 from cosa_fast.evaluation.networks import load  # noqa: E402
 from cosa_fast.run.folder import RunFolder  # noqa: E402
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# What strikes, and whom.
+STROKES = [
+    *((number, to) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) for to in ("process", "group")),
+    (signal.SIGKILL, "worker"),
+]
 # Of log.jsonl: everything but the clock's.
 CLOCK = ("images_per_second", "seconds_per_iteration", "data_wait", "tflop_per_second")
 # For a run that nobody disturbs; and from a signal to the end.
-LIMIT, OBEYED_WITHIN = 60.0, 15.0
+LIMIT, OBEYED_WITHIN = 120.0, 60.0
 OVERRIDES = ("optim.iterations=8", "run.checkpoint_every=2", "eval.every=3", "run.keep=3", "eval.limit=1")
 
 
@@ -58,11 +62,12 @@ class Nursery:
         self._process = process
         self._output = folder / "output.txt"
 
-    def run(self, *argv: str, fault: dict[str, Any] | None = None, ranks: int = 1) -> Ended:
+    def run(self, *argv: str, fault: dict[str, Any] | None = None, ranks: int = 1, files: int | None = None) -> Ended:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._output.write_text("", encoding="utf-8")
-        request = {"argv": argv, "output": str(self._output), "fault": fault, "ranks": ranks, "limit": LIMIT}
+        request = {"argv": argv, "output": str(self._output), "fault": fault, "ranks": ranks, "files": files}
+        request["limit"] = LIMIT
         print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
         return Ended(answer["statuses"], self._output.read_text(encoding="utf-8"), answer["fault"])
@@ -93,11 +98,11 @@ class Study:
         generate(folder / "set", train=8, val=2, size=64, seed=1)
         values = {**TINY, "data": {**TINY["data"], "root": str(folder / "set")}}
         (folder / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        ended = self._start("first", 0)
+        ended = self.start("first", 0)
         assert ended.statuses == [0]
         self._events: int = ended.fault
         if ranks > 1:
-            ended = self._start("alone", 0)
+            ended = self.start("alone", 0)
             assert not any(ended.statuses), ended.output
         self._expected = outcome(folder / ("alone" if ranks > 1 else "first"))
 
@@ -106,47 +111,46 @@ class Study:
         where all was as it must be."""
         workers = randomly.choice((0, 2))
         for _ in range(deaths):
-            fault = self._fault(randomly)
-            ended = self._start(name, workers, fault)
+            fault = self._fault(randomly, workers)
+            ended = self.start(name, workers, fault)
             if ended.fault is None:
                 break
-            phase, seconds = ended.fault["phase"], ended.fault["seconds"]
             begun = any(RunFolder(self._folder / name).checkpoints.glob("*.pt"))
-            problem = wrong_end(ended, signal.Signals(fault["signal"]), begun)
-            told = signal.Signals(fault["signal"]).name
-            yield {**fault, "signal": told, "workers": workers, "phase": phase, "seconds": seconds, "problem": problem}
-        ended = self._start(name, workers)
+            yield {**fault, **ended.fault, "workers": workers, "problem": wrong_end(ended, fault, begun)}
+        ended = self.start(name, workers)
         problem = f"statuses {ended.statuses}: {ended.output[-1000:]}" if any(ended.statuses) else None
-        yield {"end": True, "problem": problem or self._difference(name)}
+        yield {"end": True, "problem": problem or self.difference(name)}
 
-    def _start(self, name: str, workers: int, fault: dict[str, Any] | None = None) -> Ended:
+    def start(self, name: str, workers: int, fault: dict[str, Any] | None = None, files: int | None = None) -> Ended:
+        """Begin a run of the study, or go on with it."""
         settings = (*OVERRIDES, f"run.output={self._folder}", f"run.name={name}", f"data.workers={workers}")
         command = (str(self._folder / "tiny.yaml"), *settings, "--resume", "auto")
-        return self._place.run(*command, fault=fault, ranks=self._ranks)
+        return self._place.run(*command, fault=fault, ranks=self._ranks, files=files)
 
-    def _fault(self, randomly: random.Random) -> dict[str, Any]:
+    def _fault(self, randomly: random.Random, workers: int) -> dict[str, Any]:
         """Early events are more frequent: a run that goes on has fewer."""
-        number = randomly.choice(SIGNALS)
+        number, to = randomly.choice(STROKES if workers else STROKES[:-1])
         twice = number != signal.SIGKILL and randomly.random() < 0.3
         return {
-            "signal": int(number),
+            "signal": number.name,
+            "to": to,
             "event": 1 + int(self._events * randomly.random() ** 2),
             "delay": randomly.choice((0.0, 0.02 * randomly.random(), 0.2 * randomly.random())),
-            "group": randomly.random() < 0.5,
             "again": 0.05 * randomly.random() if twice else None,
             "rank": randomly.randrange(self._ranks),
         }
 
-    def _difference(self, name: str) -> str | None:
+    def difference(self, name: str) -> str | None:
+        """What of a finished run is not as that of the undisturbed one; None if all is."""
         found = outcome(self._folder / name)
         wrong = [part for part, expected in self._expected.items() if not same(found[part], expected)]
         files = sorted({*found["files"]} ^ {*self._expected["files"]})
         return f"differs from the undisturbed run: {', '.join(wrong)} {files}" if wrong else None
 
 
-def wrong_end(ended: Ended, number: signal.Signals, begun: bool) -> str | None:
-    """What is not as promised of a run that was told to end; None if all is. `begun`: there is a checkpoint of it."""
-    phase, seconds = ended.fault["phase"], ended.fault["seconds"]
+def wrong_end(ended: Ended, fault: dict[str, Any], begun: bool) -> str | None:
+    """What is not as promised of a run that was struck; None if all is. `begun`: there is a checkpoint of it."""
+    phase, seconds, number = ended.fault["phase"], ended.fault["seconds"], signal.Signals[fault["signal"]]
     if None in ended.statuses:
         return "hung"
     if "Traceback" in ended.output or "Exception ignored" in ended.output:
@@ -157,6 +161,10 @@ def wrong_end(ended: Ended, number: signal.Signals, begun: bool) -> str | None:
         return f"took {seconds:.1f} s to end"
     lines = ended.output.count("stopped by a signal")
     finished = "written to " in ended.output
+    if fault["to"] == "worker":
+        # Its last batch may have been on the way; else its death is found out when the next one is waited for.
+        told = ended.statuses[fault["rank"]] == 2 and "error: a data.workers process was killed" in ended.output
+        return None if told or finished else f"statuses {ended.statuses}: {ended.output[-1000:]}"
     if len(ended.statuses) > 1 or number == signal.SIGKILL:
         # Who has lost a rank says so; the others are told to end by the launcher.
         wanted = {-signal.SIGKILL, 0, 2, 128 + signal.SIGTERM, 128 + number}
@@ -204,19 +212,22 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def kill(count: int, seed: int, folder: Path, ranks: int = 1) -> list[dict[str, Any]]:
+def kills_of(study: Study, count: int, randomly: random.Random) -> list[dict[str, Any]]:
     """The records of as many kills, and of the ends of the runs that they happened to."""
-    randomly = random.Random(seed)
     records: list[dict[str, Any]] = []
     killed = 0
-    with nursery(folder) as place:
-        study = Study(place, folder, ranks)
-        while killed < count:
-            name = f"life{len(records)}"
-            for record in study.life(name, randomly, min(4, count - killed)):
-                killed += "end" not in record
-                records.append({"run": name, **record})
+    while killed < count:
+        name = f"life{len(records)}"
+        for record in study.life(name, randomly, min(4, count - killed)):
+            killed += "end" not in record
+            records.append({"run": name, **record})
     return records
+
+
+def kill(count: int, seed: int, folder: Path, ranks: int = 1) -> list[dict[str, Any]]:
+    """`kills_of` a study that is made for it."""
+    with nursery(folder) as place:
+        return kills_of(Study(place, folder, ranks), count, random.Random(seed))
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -225,9 +236,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "kills": len(kills),
         "runs": len(records) - len(kills),
-        "by signal": dict(Counter(record["signal"] for record in kills)),
+        "by signal": dict(Counter(f"{record['signal']} to a {record['to']}" for record in kills)),
         "by phase": dict(Counter(record["phase"] for record in kills)),
-        "to the group": sum(record["group"] for record in kills),
         "with loader workers": sum(record["workers"] > 0 for record in kills),
         "twice in a row": sum(record["again"] is not None for record in kills),
         "longest to obey, s": max((r["seconds"] for r in kills if r["signal"] != "SIGKILL"), default=0.0),
@@ -235,13 +245,17 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Kill tiny runs, and compare what becomes of them.")
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes of each run, on one machine")
     parser.add_argument("--json", type=Path, help="write the summary there")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parsed()
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         found = summary(kill(arguments.kills, arguments.seed, Path(folder), arguments.ranks))

@@ -1,19 +1,21 @@
 """A process from which runs are forked: each is spared the seconds of a new interpreter.
 
 Its first run takes place in it, and leaves everything imported and set up. For that, as for every other, it reads a
-line of JSON from stdin, {"argv", "output", "fault", "ranks", "limit"}, and answers with one when all processes of the
-run have ended: {"statuses", "fault"}; a status is negative for a signal, null for a process that was still there after
-`limit` seconds and was killed.
+line of JSON from stdin, {"argv", "output", "fault", "ranks", "files", "limit"}, and answers with one when all processes
+of the run have ended: {"statuses", "fault"}; a status is negative for a signal, null for a process that was still there
+after `limit` seconds and was killed. `files`: the run may have so many open; null for as many as its parent.
 
-A fault is {"signal", "event", "delay", "group", "again", "rank"}: that rank gets the signal `delay` seconds after its
-`event`-th access to a file (or the whole process group does), and once more `again` seconds later if that is not null.
-What came of it is {"phase", "seconds"}, the time being that to the end of the run; null where the run had ended before.
-Of the first run, "fault" is the number of these accesses.
+A fault is {"signal", "to", "event", "delay", "again", "rank"}: `delay` seconds after that rank's `event`-th access to a
+file the signal goes to it, to its "group" of processes, or to one "worker" of its loader; and once more `again` seconds
+later if that is not null. What came of it is {"phase", "seconds"}, the time being that to the end of the run; null
+where there was nothing to strike, or the run had ended before. Of the first run, "fault" is the number of accesses.
 """
 
 import io
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -70,18 +72,16 @@ class Fault:
         self._due.wait()
         time.sleep(self._spec["delay"])
         self.count += 10**9  # the report is no event
+        workers = [worker.pid for worker in multiprocessing.active_children()]
+        if self._spec["to"] == "worker" and not workers:
+            return
+        target = {"process": self._process, "group": -os.getpgid(0), "worker": workers and workers[0]}[self._spec["to"]]
         self._report.write_text(json.dumps({"phase": self._phase(), "time": time.monotonic()}))
-        self._send()
+        number = signal.Signals[self._spec["signal"]]
+        os.kill(target, number)
         if self._spec["again"] is not None:
             time.sleep(self._spec["again"])
-            self._send()
-
-    def _send(self) -> None:
-        assert self._spec is not None
-        if self._spec["group"]:
-            os.killpg(0, self._spec["signal"])
-        else:
-            os.kill(self._process, self._spec["signal"])
+            os.kill(target, number)
 
     def _phase(self) -> str:
         frame = sys._current_frames().get(self._main)
@@ -100,6 +100,8 @@ def become(request: dict[str, Any], rank: int, leader: int, port: int) -> None:
     for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
     sys.argv = ["train", *request["argv"]]
+    if request["files"] is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], request["files"]))
     if request["ranks"] > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
@@ -154,7 +156,10 @@ def main() -> int:
             processes.append(os.fork())
             if processes[-1] == 0:
                 become(request, rank, processes[0], port)
-                return run_cli(train.main)
+                status = run_cli(train.main)
+                if request["fault"] is None or request["fault"]["event"] % 3:
+                    os._exit(status)  # the interpreter's own end takes as long as the run
+                return status
             os.setpgid(processes[-1], processes[0])
         statuses = waited_for(processes, request["limit"])
         fault = json.loads(report.read_text()) if report.exists() else None

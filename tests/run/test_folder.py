@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,15 +58,45 @@ def test_the_lock_of_a_killed_process_is_taken_over(folder: RunFolder, other: "s
     assert list(folder.path.iterdir()) == []
 
 
-def test_another_host_s_lock_counts_for_as_long_as_its_file_is_there(folder: RunFolder) -> None:
+@pytest.mark.parametrize("alive", [True, False])
+def test_another_host_s_lock_counts_for_as_long_as_it_is_touched(
+    alive: bool, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a disk that hosts share; the kernel of one may know nothing of the other's lock."""
+    monkeypatch.setattr("cosa_fast.run.folder.SILENCE", 5.0 if alive else 0.2)
+    monkeypatch.setattr("cosa_fast.run.folder.HEARTBEAT", 0.05)
     lock = folder.path / ".lock"
     lock.parent.mkdir(parents=True)
     lock.write_text('{"host": "node7", "pid": 12}')
-    with pytest.raises(UserError, match=rf"process 12 on node7; .* if it no longer runs, delete {lock}"):
-        folder.locked().__enter__()
-    lock.unlink()
+    if alive:
+        threading.Timer(0.1, os.utime, [lock]).start()
+        with pytest.raises(UserError, match=r"in use by process 12 on node7; end it first"):
+            folder.locked().__enter__()
+    else:
+        with folder.locked():
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert "s to see whether process 12 on node7 still works here" in capsys.readouterr().out
+
+
+def test_a_taken_over_lock_holds(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosa_fast.run.folder.SILENCE", 0.1)
+    monkeypatch.setattr("cosa_fast.run.folder.HEARTBEAT", 0.05)
+    folder.path.mkdir(parents=True)
+    (folder.path / ".lock").write_text('{"host": "node7", "pid": 12}')
     with folder.locked():
-        pass
+        command = [sys.executable, "-c", HOLDS, str(folder.path)]
+        second = subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert f"in use by process {os.getpid()} on" in second.stderr
+
+
+def test_a_lock_is_touched_for_as_long_as_it_is_held(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosa_fast.run.folder.HEARTBEAT", 0.02)
+    with folder.locked():
+        touched = (folder.path / ".lock").stat().st_mtime_ns
+        end = time.monotonic() + 30
+        while (folder.path / ".lock").stat().st_mtime_ns == touched and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (folder.path / ".lock").stat().st_mtime_ns > touched
 
 
 def test_a_folder_in_which_nothing_was_written_is_taken_away_again(folder: RunFolder, tmp_path: Path) -> None:
