@@ -197,7 +197,8 @@ class _Images:
         """The cells of a line; an image's name with blanks in it is one."""
         line = line.replace("\\", "/")
         whole = line in self._names or line in self._by_stem
-        return [line] if whole else [word for word in re.split(r"[\s,;]+", line) if word]
+        words = [] if whole else [word for word in re.split(r"[\s,;]+", line) if word]
+        return words or [line]
 
     def row(self, columns: Sequence[str]) -> Listed:
         word, *others = columns
@@ -225,7 +226,7 @@ class _Images:
 
 def _below(word: str) -> tuple[str, str]:
     """(folder below the root, path in it) of an image as a list names it."""
-    parts = PurePosixPath(word).parts
+    parts = PurePosixPath(word).parts or (word,)
     if IMAGES in parts:
         return IMAGES, "/".join(parts[parts.index(IMAGES) + 1 :])
     folders = [part for part in parts[:-1] if part not in ("/", ".")]

@@ -121,6 +121,13 @@ def test_the_mask_that_a_list_names_is_taken(devkit: Path) -> None:
     assert [int(dataset.mask(k).max()) for k in range(2)] == [3, 8]
 
 
+@pytest.mark.parametrize("line", [",", ".", "/", "JPEGImages", "..", ". .", "JPEGImages/..jpg"])
+def test_a_line_without_a_name_is_a_missing_image(devkit: Path, line: str) -> None:
+    listed(devkit, "train", line)
+    with pytest.raises(UserError, match=r"train\.txt"):
+        opened(devkit)
+
+
 @pytest.mark.parametrize(
     "line", ["2007_000001 cat", "2007_000001 7", "2007_000001 1 1", "2007_000001 -1\n2007_000002 cat"]
 )
