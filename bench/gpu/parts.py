@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 TOTAL = 525.0  # seconds for all parts of one call, imports included
@@ -35,16 +36,20 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
+def _throughput(
+    folder: Path, dry: bool, name: str, limit: float, budget: float, *arguments: str, needs: tuple[str, ...] = ()
+) -> Part:
+    windows = ["--windows", "1", "--steps", "1"] if dry else ["--windows", "3", "--steps", "4"]
+    out = ["--no-chart", "--budget", str(budget), "--out", str(folder / f"{name}.json")]
+    return Part(name, "bench.throughput", [*arguments, *windows, *out], limit, needs)
+
+
 def first(folder: Path, dry: bool) -> list[Part]:
     """The first nine minutes. Every part writes folder/NAME.json as it goes on."""
     tiny = ["--tiny"] if dry else []
     voc, coco = (["voc.yaml", *TINY], []) if dry else (["voc.yaml"], ["coco.yaml"])
     sizes, full = (["2", "1"], ["2"]) if dry else (["16", "4"], ["16"])
-    windows = ["--windows", "1", "--steps", "1"] if dry else ["--windows", "3", "--steps", "4"]
-
-    def throughput(name: str, limit: float, budget: float, *arguments: str, needs: tuple[str, ...] = ()) -> Part:
-        out = ["--no-chart", "--budget", str(budget), "--out", str(folder / f"{name}.json")]
-        return Part(name, "bench.throughput", [*arguments, *windows, *out], limit, needs)
+    throughput = partial(_throughput, folder, dry)
 
     kernels = ["--tiny", "--operators", "perplexity", "histogram"] if dry else ["--quick"]
     return [
@@ -72,13 +77,10 @@ def more(folder: Path, dry: bool) -> list[Part]:
     """What a further nine minutes bring."""
     tiny = ["--tiny"] if dry else []
     voc, coco = (["voc.yaml", *TINY], ["coco.yaml", *TINY]) if dry else (["voc.yaml"], ["coco.yaml"])
-    windows = ["--windows", "1", "--steps", "1"] if dry else ["--windows", "3", "--steps", "4"]
     backbones = [] if dry else ["--backbones", "vit_small_patch16_224", "vit_large_patch16_224"]
     full, large = ("1", "2") if dry else ("16", "32")
 
-    def throughput(name: str, limit: float, budget: float, *arguments: str) -> Part:
-        out = ["--no-chart", "--budget", str(budget), "--out", str(folder / f"{name}.json")]
-        return Part(name, "bench.throughput", [*arguments, *windows, *out], limit)
+    throughput = partial(_throughput, folder, dry)
 
     def own(name: str, limit: float, *arguments: str, needs: tuple[str, ...] = ()) -> Part:
         return Part(name, f"bench.gpu.{name}", [*tiny, *arguments, "--out", str(folder / f"{name}.json")], limit, needs)

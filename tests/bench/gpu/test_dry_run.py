@@ -118,3 +118,12 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, monkeypatch: pytes
     assert found.process.returncode == 2
     assert found.process.stderr == "error: torch sees no CUDA device; bench/gpu_check.sh needs one (or --dry)\n"
     assert not found.out.exists()
+
+
+def test_every_further_part_leaves_figures(tmp_path: Path) -> None:
+    found = check(tmp_path, "--dry", "--more")
+    assert found.process.returncode == 0, found.process.stdout + found.process.stderr
+    ends = {part["part"]: part.get("figures", part.get("left_out")) for part in found.summary["parts"]}
+    assert ends.pop("tests") == "not installed: pytest hypothesis"
+    assert set(ends) == {"profile", "attention", "evaluation", "large", "backbones", "coco"}
+    assert all(figures > 0 for figures in ends.values()), ends
