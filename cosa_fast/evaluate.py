@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: `python -m cosa_fast.evaluate CKPT [key=value ...] [--network on|an|both]`."""
+"""Evaluate a checkpoint: `python -m cosa_fast.evaluate CKPT [key=value ...] [--network on|an|both]`.
+
+CKPT may be a file of another program, such as the official release's: `... best_seg.pth data.root=VOC2012`.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, run_cli
+from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
 from cosa_fast.files import write_json
-from cosa_fast.run.evaluating import configure, evaluate_networks
+from cosa_fast.run.evaluating import configure, evaluate_crf, evaluate_networks
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate a checkpoint and print a table per network. Returns the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    networks = load_networks(arguments.checkpoint)
+    networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=arguments.overrides)
+    if networks.imported is not None:
+        print(networks.imported)
     config = configure(networks, arguments.overrides, arguments.checkpoint)
     if arguments.split is not None:
         config = replace(config, data=replace(config.data, val_split=arguments.split))
+    if arguments.crf is not None:
+        check_methods(_methods(arguments.crf))
     if arguments.json is not None:
         _prepare_output(arguments.json)
     names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
-    for name, result in results.items():
+    shown = dict([*results.items()][:1]) if networks.imported is not None else results
+    for name, result in shown.items():
         limited = " (eval.limit)" if arguments.limit is None and result.images != result.set_size else ""
         print(
             f"{name.upper()} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
             f"{result.table()}\n"
         )
     print(next(iter(results.values())).legend())
+    cleaned = {}
+    if arguments.crf is not None:
+        methods = _methods(arguments.crf)
+        cleaned = evaluate_crf(networks, config, names, methods, limit=arguments.limit, side=arguments.crf_side)
+    for name, crf in cleaned.items():
+        print(f"\n{name.upper()} with CRF, {crf.images} images\n{crf.table()}")
     if arguments.json is not None:
-        write_json(arguments.json, _record(arguments.checkpoint, networks.iteration, config, results))
+        record = _record(arguments.checkpoint, networks.iteration, config, results)
+        for name, crf in cleaned.items():
+            record[NAMES_IN_FILES[name]]["crf"] = {"images": crf.images, "summary": crf.summary()}
+        write_json(arguments.json, record)
         print(f"written: {arguments.json}")
     return 0
+
+
+def _methods(crf: str) -> tuple[str, ...]:
+    return tuple(METHODS) if crf == "both" else (crf,)
 
 
 def _place(config: Config) -> str:
@@ -49,13 +71,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cosa_fast.evaluate",
         description="mIoU of a checkpoint's networks on a set with masks; without masks, image AP and agreement.",
     )
-    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
+    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints, or a weight file of another program")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings to change, e.g. data.root=... eval.scales=[1.0]"
     )
     parser.add_argument("--network", choices=(*NETWORKS, "both"), default="both", help="default: both")
+    parser.add_argument(
+        "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
+    )
     parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
     parser.add_argument("--limit", metavar="N", type=int, help="only N images, evenly spread over the set")
+    parser.add_argument(
+        "--crf", choices=(*METHODS, "both"), help="also clean the segmentations up by a CRF; both says how they agree"
+    )
+    add_crf_side(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
