@@ -104,10 +104,12 @@ class _Lock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         unfinished.add(path)
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
 
     def release(self) -> None:
         self._released.set()
+        self._beating.join(1)  # not for ever: its disk may hang
         unfinished.discard(self._path)
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
