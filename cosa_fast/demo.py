@@ -7,6 +7,7 @@ from dataclasses import replace
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
+from cosa_fast.report.page import write
 from cosa_fast.run.training import Summary, train
 
 
@@ -45,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config("demo.yaml", parser.parse_args(argv).overrides)
     started = time.perf_counter()
     print("CAMs alone", flush=True)
-    cam_only = train(baseline(config), overwrite=True)
+    cam_only = train(baseline(config), overwrite=True, report=write)
     print("CoSA", flush=True)
-    cosa = train(config, overwrite=True)
+    cosa = train(config, overwrite=True, report=write)
     if not (cosa.results and cam_only.results):
         return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
     print(f"\n{report(cosa, cam_only)}\n")
-    print(f"pictures: {cosa.folder.gallery}   ({time.perf_counter() - started:.0f} s)")
+    print(f"report: {cosa.folder.report}   ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

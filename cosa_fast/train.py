@@ -4,6 +4,7 @@ import argparse
 
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
+from cosa_fast.report.page import write
 from cosa_fast.run.training import train
 
 
@@ -22,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
+    summary = train(
+        config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile, report=write
+    )
     for name, result in summary.results.items():
         print(f"\n{name.upper()} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
     if summary.results:

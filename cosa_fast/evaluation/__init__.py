@@ -3,9 +3,11 @@
 evaluator: a network over a set: mIoU of segmentation, CAM, CAM†, ensemble
 label_only: what can be known without masks: image AP, agreement of CAM and segmentation
 result: the figures of an evaluation, and their table
+observed: what a report draws besides the figures: confusions, confidences, quality per image
 metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales
 cam: M' of one image
+seeing: all that a network says of one image: classes, CAMs, segmentation
 crf: mean-field CRF on the exact dense filter, or on pydensecrf
 networks: networks back from a checkpoint's file
 prediction: segmentations of any images; which files they go to

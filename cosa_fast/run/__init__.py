@@ -5,6 +5,7 @@ resuming: which checkpoint a run starts from, and whether it fits
 endings: signals, failures, what is saved when
 opening: what a run says before its first iteration
 evaluating: ON and AN in the loop, choice of the best; a checkpoint's networks
+observations: what an evaluation leaves to look at: observed/, gallery.png, TensorBoard's pictures
 checkpoint: files: save, rotate, newest
 folder: every path below runs/NAME
 data: configuration into data sets, augmentation, pipeline

@@ -20,7 +20,11 @@ class RunFolder:
             path / "held_out.txt"
         )  # the images that are evaluated and not trained on, without data.val_split
         self.results = path / "results.json"  # the last evaluation, and pictures of it
+        self.per_class = path / "results.csv"
         self.gallery = path / "gallery.png"
+        self.observed = path / "observed"  # what a report draws of the evaluations (run/observations.py)
+        self.pictures = self.observed / "pictures.json"
+        self.report = path / "report.html"
         self.trace = path / "profile" / "trace.json"  # for chrome://tracing or ui.perfetto.dev
         self.top = path / "profile" / "top.txt"  # what took the most time of its own
         self.best = path / "checkpoints" / "best.pt"
@@ -34,6 +38,10 @@ class RunFolder:
     def checkpoint(self, iteration: int) -> Path:
         """The checkpoint after so many iterations."""
         return self.path / "checkpoints" / f"{iteration:08d}.pt"
+
+    def observation(self, iteration: int) -> Path:
+        """What the evaluation after so many iterations has left for a report."""
+        return self.observed / f"{iteration:08d}.json"
 
     def numbered(self) -> list[Path]:
         """The checkpoints by iteration that are there, the newest last."""
@@ -51,7 +59,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that two runs never mix in one folder."""
-        files = (self.log, self.manifest, self.held_out, self.results, self.gallery)
-        patterns = ("checkpoints/*.pt", "tensorboard/*", "profile/*")
+        records = (self.log, self.manifest, self.held_out)
+        files = (*records, self.results, self.per_class, self.gallery, self.report)
+        patterns = ("checkpoints/*.pt", "tensorboard/*", "profile/*", "observed/*")
         for path in (*files, *(path for pattern in patterns for path in self.path.glob(pattern))):
             path.unlink(missing_ok=True)

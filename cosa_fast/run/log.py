@@ -4,9 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -37,6 +41,17 @@ class MeanMetrics:
         return dict(zip(means, values.tolist(), strict=True))
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of log.jsonl; lines that are none are left out, such as the half of one that a killed run wrote."""
+    records = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+                records.append(record)
+    return records
+
+
 class RunLog:
     """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal."""
 
@@ -59,6 +74,20 @@ class RunLog:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, iteration)
+
+    def picture(self, iteration: int, name: str, image: Image.Image) -> None:
+        """An RGB image for TensorBoard."""
+        self._events.add_image(name, np.array(image), iteration, dataformats="HWC")
+
+    def histogram(self, iteration: int, name: str, counts: Tensor) -> None:
+        """A histogram for TensorBoard: counts (bins,) of values in equal bins over [0, 1]."""
+        bins = len(counts)
+        centres, weights = (np.arange(bins) + 0.5) / bins, counts.double().cpu().numpy()
+        total, squares = float(weights @ centres), float(weights @ centres**2)
+        limits = ((np.arange(bins) + 1) / bins).tolist()
+        self._events.add_histogram_raw(
+            name, 0.0, 1.0, int(weights.sum()), total, squares, limits, weights.tolist(), iteration
+        )
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None:
         """The bar's figures, or a plain line where there is no terminal."""
@@ -94,6 +123,10 @@ class SilentLog(RunLog):
     def advance(self) -> None: ...
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None: ...
+
+    def picture(self, iteration: int, name: str, image: Image.Image) -> None: ...
+
+    def histogram(self, iteration: int, name: str, counts: Tensor) -> None: ...
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None: ...
 

@@ -1,7 +1,7 @@
 """A whole run: the loop around the engine's step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from cosa_fast.run.endings import Endings, finish
 from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer
+from cosa_fast.run.observations import show_evaluation
 from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.resuming import restore, state_to_resume
@@ -50,11 +51,20 @@ class Summary:
         return self.folder.path
 
 
-def train(config: Config, *, resume: str | None = None, overwrite: bool = False, profile: int | None = None) -> Summary:
-    """Train as configured; a run that reaches its end leaves checkpoints, results.json and gallery.png in its folder.
+def train(
+    config: Config,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    profile: int | None = None,
+    report: Callable[[Path], object] | None = None,
+) -> Summary:
+    """Train as configured; a run that reaches its end leaves checkpoints, results.json, results.csv and gallery.png in its
+    folder.
 
     resume: "auto" (the run's newest checkpoint, if there is one) or a checkpoint file. overwrite: replace an earlier
-    run of the same name. profile: profile so many iterations into the folder (cosa_fast/run/profiling.py).
+    run of the same name. profile: profile so many iterations into the folder (cosa_fast/run/profiling.py). report: called
+    with the run's path after each evaluation (cosa_fast.report.write).
 
     Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, and on a loss that is not
     finite. Once training has begun, a checkpoint is written first, so that --resume goes on.
@@ -73,22 +83,30 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
             if resume is None and not overwrite and ranks.is_main:
                 folder.require_no_run()
             state = state_to_resume(config, folder, resume, say=ranks.is_main)
-            return _Run(config, folder, ranks, state)
+            return _Run(config, folder, ranks, state, report)
 
         run = ranks.together(prepare)
         if resume is None and ranks.is_main:
             folder.clear()
         results = run.execute(profile)
     if results:
-        finish(folder, run.engine.iteration, results, run.validation_set)
+        finish(folder, run.engine.iteration, results)
     return Summary(folder, run.engine.iteration, results)
 
 
 class _Run:
     """The state of one running training."""
 
-    def __init__(self, config: Config, folder: RunFolder, ranks: Ranks, state: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        ranks: Ranks,
+        state: dict[str, Any] | None,
+        report: Callable[[Path], object] | None,
+    ) -> None:
         self.config = config
+        self.report = report
         self.folder = folder
         self.ranks = ranks
         self.about_data: list[str] = []
@@ -233,6 +251,8 @@ class _Run:
         results, best = self.evaluation.evaluate()
         if best:
             self.endings.save_best()
+        if self.ranks.is_main:
+            show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
         return results
 
 
