@@ -1,6 +1,13 @@
 """Packaging. Versions here are loose; constraints.txt holds the set that the tests run with."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# In a clone without symbolic links, which cosa_fast/kernels and cosa_fast/data_pipeline are.
+UNLINKED = [
+    name for name in ("kernels", "data_pipeline") if not Path(__file__).parent.joinpath("cosa_fast", name).is_dir()
+]
 
 setup(
     name="cosa-fast",
@@ -8,7 +15,11 @@ setup(
     description="Training engine for CoSA: weakly supervised semantic segmentation from image-level labels",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["cosa_fast", "cosa_fast.*"]),
+    packages=[
+        *find_packages(include=["cosa_fast", "cosa_fast.*"]),
+        *(f"cosa_fast.{name}" for top in UNLINKED for name in find_packages(include=[top, f"{top}.*"])),
+    ],
+    package_dir={f"cosa_fast.{name}": name for name in UNLINKED},
     package_data={"cosa_fast": ["configs/*.yaml", "report/*.html"]},
     install_requires=[
         "torch>=2.11",

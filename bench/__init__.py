@@ -1,4 +1,4 @@
-"""Benchmarks. Doors: throughput, kernels, data, memory, ablate; each runs as `python bench/NAME.py` and
+"""Benchmarks. Doors: throughput, kernels, data, memory, ablate, thresholds; each runs as `python bench/NAME.py` and
 `python -m bench.NAME` from a clone that is not installed.
 
 timing: quantiles, time and memory of a call, replay from a CUDA graph

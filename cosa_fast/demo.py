@@ -1,14 +1,18 @@
 """The demo: `python -m cosa_fast.demo`. CoSA on generated images, beside what CAMs alone reach with the same budget."""
 
+from __future__ import annotations
+
 import argparse
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
-from cosa_fast.report.page import write
-from cosa_fast.run.training import Summary, train
+
+if TYPE_CHECKING:
+    from cosa_fast.run.training import Summary
 
 
 def baseline(config: Config) -> Config:
@@ -44,13 +48,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     config = load_config("demo.yaml", parser.parse_args(argv).overrides)
+    from cosa_fast.report.page import write
+    from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds
+
     started = time.perf_counter()
     print("CAMs alone", flush=True)
     cam_only = train(baseline(config), overwrite=True, report=write)
+    if not cam_only.results:
+        return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
     print("CoSA", flush=True)
     cosa = train(config, overwrite=True, report=write)
-    if not (cosa.results and cam_only.results):
-        return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
+    if not cosa.results:
+        return 0
     print(f"\n{report(cosa, cam_only)}\n")
     print(f"report: {cosa.folder.report}   ({time.perf_counter() - started:.0f} s)")
     return 0

@@ -15,12 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cosa_fast.errors import QuietError, UserError
+from cosa_fast.errors import QuietError, UserError, first_line
 
 T = TypeVar("T")
 
 # A rank that fails takes the others along at once; this only bounds how long a hung one is waited for.
 TIMEOUT = timedelta(minutes=10)
+# For all processes to start and to find each other.
+TIME_TO_MEET = timedelta(minutes=5)
+START_WITH = "start the processes with torchrun, or unset RANK"
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,16 @@ def is_lost_rank(error: RuntimeError) -> bool:
 @contextmanager
 def ranks_of_launch(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun's environment describes, with the process group open inside; alone without torchrun.
+    UserError where another of them ends in the middle.
 
     `device`: "auto", "cpu" or "cuda", as in run.device; each process takes the GPU of its local rank.
     """
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "RANK" not in os.environ or _number("WORLD_SIZE", "1") == 1:
         yield ALONE
         return
-    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    ranks = Ranks(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"))
+    if ranks.rank >= ranks.size:
+        raise UserError(f"RANK={ranks.rank} of WORLD_SIZE={ranks.size}: {START_WITH}")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         if ranks.local_rank >= torch.cuda.device_count():
@@ -136,14 +142,46 @@ def ranks_of_launch(device: str) -> Iterator[Ranks]:
                 f"there are {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-    _host_group()
+    _meet(ranks, "nccl" if on_gpu else "gloo")
     global _hosts
     try:
         yield ranks
-    except BaseException:
+    except BaseException as error:
         # Not destroyed: where a rank is lost, that may wait for it. The process ends, and its groups with it.
         _hosts = None
+        if isinstance(error, RuntimeError) and is_lost_rank(error):
+            raise UserError(
+                "another process of this run has ended; see its own message above. The last checkpoint is whole: "
+                "go on with --resume auto"
+            ) from error
         raise
     _hosts = None
     dist.destroy_process_group()
+
+
+def _number(name: str, default: str | None = None) -> int:
+    """A number that torchrun put into the environment."""
+    text = os.environ.get(name, default)
+    if text is None or not text.isascii() or not text.isdecimal():
+        raise UserError(f"{name} in the environment is {'missing' if text is None else repr(text)}: {START_WITH}")
+    return int(text)
+
+
+def _meet(ranks: Ranks, backend: str) -> None:
+    """Open the process group. UserError where the processes do not find each other in time."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"{missing[0]} in the environment is missing: {START_WITH}")
+    _number("MASTER_PORT")
+    where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+    try:
+        store, rank, size = next(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=TIME_TO_MEET))
+        store.set_timeout(TIME_TO_MEET)
+        dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+        _host_group()
+        store.set_timeout(TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{where}: the {ranks.size} processes did not meet within {TIME_TO_MEET.total_seconds():.0f} s "
+            f"({first_line(error, 120)}); see that all are started, the address is right and the port free"
+        ) from error

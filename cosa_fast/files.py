@@ -10,6 +10,9 @@ from typing import Any
 
 from cosa_fast.errors import UserError
 
+# What nobody has a use for if this process ends at once.
+unfinished: set[Path] = set()
+
 
 def read_text(path: Path) -> str:
     """The file as UTF-8 text. UserError naming the file if it is missing, unreadable or not text."""
@@ -43,8 +46,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write `value` as JSON, on one line without `indent`, with null for numbers that JSON has not (NaN, infinities). UserError as in
-    `written_aside`."""
+    """Write `value` as JSON, on one line if `indent` is None, with null for numbers that JSON has not (NaN,
+    infinities). UserError as in `written_aside`."""
     write_text(path, json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -59,6 +62,7 @@ def written_aside(path: Path, remedy: str = "choose another place", kind: str = 
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.add(aside)
         yield aside
         _sync(aside)
         aside.replace(path)
@@ -70,11 +74,20 @@ def written_aside(path: Path, remedy: str = "choose another place", kind: str = 
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+        unfinished.discard(aside)
+
+
+def remove_unfinished() -> None:
+    """Remove the files in `unfinished`."""
+    for path in [*unfinished]:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
     """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what may be written; no system opens a folder for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -4,8 +4,8 @@ import argparse
 
 from cosa_fast.cli import run_cli
 from cosa_fast.config.parsing import load_config
-from cosa_fast.report.page import write
-from cosa_fast.run.training import train
+from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.signals import resumable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +23,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    summary = train(
-        config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile, report=write
-    )
+    folder = RunFolder.of(config)
+    another_s = set() if arguments.resume else _checkpoints(folder)
+    with resumable(lambda: not _checkpoints(folder) <= another_s):
+        from cosa_fast.report.page import write
+        from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds
+
+        summary = train(
+            config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile, report=write
+        )
     for name, result in summary.results.items():
         print(f"\n{name.upper()} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
     if summary.results:
         print(f"\n{summary.results['an'].legend()}\nwritten to {summary.directory}")
     return 0
+
+
+def _checkpoints(folder: RunFolder) -> set[tuple[str, int]]:
+    return {(path.name, path.stat().st_mtime_ns) for path in folder.checkpoints.glob("*.pt")}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ _KILLED = (
     "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
     "set data.workers lower or give more of it"
 )
+_FOR_PARENT = {signal.SIGINT, signal.SIGTERM}
 
 
 class TorchPipeline:
@@ -69,9 +71,11 @@ class TorchPipeline:
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        problem = ""
         try:
-            for batch in self._loader:
+            for batch in self._started():
                 if isinstance(batch, _Failure):
+                    problem = batch.message
                     break
                 self._notes.say(batch.problems)
                 yield batch.batch
@@ -81,7 +85,38 @@ class TorchPipeline:
                 raise
             raise UserError(_KILLED) from error
         # Raised only here, outside the loop: its traceback would keep the loop's workers alive.
-        raise UserError(batch.message)
+        raise UserError(problem)
+
+    def _started(self) -> "Iterator[_Collated | _Failure]":
+        """Workers are born deaf to the signals of `_FOR_PARENT`, as is every thread that a library starts in them.
+
+        Torch's answer to the death of one is taken back: an error from a signal handler, anywhere, in the middle of a
+        step or of a checkpoint. The loader finds out by itself when it waits for a batch.
+        """
+        with _undisturbed():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+            try:
+                return iter(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that come meanwhile are handled afterwards; and torch's handler of SIGCHLD does not stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (*_FOR_PARENT, signal.SIGCHLD)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for caught in came:
+            signal.raise_signal(caught)
 
 
 @dataclass
@@ -155,10 +190,10 @@ def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C and SIGTERM often reach the whole process group. The parent decides what they mean, saves, and ends its
     workers itself: a worker obeys SIGTERM only where its parent sent it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_when_parent_asks(parent: int) -> None:

@@ -7,5 +7,6 @@ summarise: what gpu_check.sh leaves
 matrix: what an ablation file asks for
 ablation: its runs, one after the other or side by side
 averages: means over seeds and differences by seed, in tables
+estimators: what each threshold estimator loses
 reading: a finished run's folder
 """

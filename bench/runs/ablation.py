@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import torch
@@ -204,10 +203,7 @@ def _end(job: _Job) -> str | None:
 def _terminating(active: dict[int, _Job]) -> Iterator[None]:
     """Whatever ends the block early, the runs at work get SIGTERM and the time to save."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -217,7 +213,8 @@ def _terminating(active: dict[int, _Job]) -> Iterator[None]:
             job.bar.close()
             job.process.wait()
             job.output.close()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(matrix: Matrix, number: int, run: Run, text: str) -> None:

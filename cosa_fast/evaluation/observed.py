@@ -1,4 +1,4 @@
-"""What a report draws of an evaluation besides its scores: counts over the set, from which curves and matrices follow."""
+"""What a report draws of an evaluation besides its scores: counts over the set, for curves and matrices."""
 
 from __future__ import annotations
 

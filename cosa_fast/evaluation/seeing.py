@@ -1,4 +1,4 @@
-"""All that one network says of one image: classes, CAMs, segmentation. What pictures and `predict --what` are made of."""
+"""All that one network says of one image: classes, CAMs, segmentation. Pictures and `predict --what` are made of it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def threshold_cost(runs: Sequence[Run]) -> Drawing | None:
         runs,
         {"cam_threshold_loss": "ξ", "cam_aux_threshold_loss": "ξ†"},
         "Distance of ξ and ξ† to the best fixed threshold",
-        "mIoU points of AN's CPL that are lost against the best fixed threshold; below 0 ξ beats the grid of fixed ones.",
+        "mIoU points that AN's CPL loses against the best fixed threshold; below 0, ξ beats the grid of fixed ones.",
         "mIoU points lost",
     )
 
@@ -119,8 +119,8 @@ def without_masks(runs: Sequence[Run]) -> Drawing | None:
         runs,
         {"image_ap": "image AP", "seg_cam_agreement": "CAM/segmentation agreement (mIoU)"},
         "Without masks",
-        "Average precision of the classifier, and the mIoU of the segmentation with the CAM's pseudo-label; both may be "
-        "wrong together.",
+        "Average precision of the classifier, and the mIoU of the segmentation with the CAM's pseudo-label: both may "
+        "be wrong together.",
         "%",
         networks=("on", "an"),
     )

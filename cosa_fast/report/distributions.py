@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -118,7 +118,7 @@ def perplexity_accuracy(run: Run) -> Drawing | None:
         positions = np.arange(len(PERPLEXITIES) - 1)
         for which, (name, right, known, every) in enumerate(found):
             accuracy = np.where(known > 0, 100 * right / np.maximum(known, 1), np.nan)
-            style = {"color": COLOURS[which], "label": name}
+            style: dict[str, Any] = {"color": COLOURS[which], "label": name}
             axes[0].plot(positions, accuracy, DASHES[which], marker=MARKERS[which], **style)
             width = 0.8 / len(found)
             axes[1].bar(positions + (which - (len(found) - 1) / 2) * width, 100 * every / every.sum(), width, **style)
@@ -186,10 +186,10 @@ def classes(runs: Sequence[Run]) -> Drawing | None:
                 found = [(v[key], heights[n] - shift) for n, v in per_class.items() if v.get(key) is not None]
                 colour = COLOURS[(number if len(runs) > 1 else which) % len(COLOURS)]
                 label = f"{run.name}: {label}" if len(runs) > 1 else label
-                style = {"color": colour, "fillstyle": "full" if which == 0 else "none", "label": label}
+                style: dict[str, Any] = {"color": colour, "fillstyle": "full" if which == 0 else "none", "label": label}
                 if found:
                     axes[0].plot([x for x, _ in found], [y for _, y in found], MARKERS[which], **style)
-            points = [(precision[n], heights[n] - shift) for n in per_class if precision.get(n) is not None]
+            points = [(v, heights[n] - shift) for n, v in precision.items() if n in heights and v is not None]
             colour = COLOURS[(number if len(runs) > 1 else 2) % len(COLOURS)]
             axes[1].plot([x for x, _ in points], [y for _, y in points], "^", color=colour)
         axes[0].set(xlim=(0, 100), xlabel="IoU in %", ylim=(-len(names) + 0.4, 0.6))
@@ -241,7 +241,7 @@ def _confusion(run: Run) -> tuple[list[str], Array]:
     """Classes that occur at all, background first, and their matrix [truth, segmentation]."""
     counts = np.asarray(_an(run.last).get("confusion", np.zeros((0, 0))), dtype=np.float64)
     names = ["background", *(run.last or {}).get("classes", [])]
-    occurs = np.nonzero(counts.sum(0) + counts.sum(1))[0] if counts.size else []
+    occurs = np.nonzero(counts.sum(0) + counts.sum(1))[0]
     return [names[index] for index in occurs], counts[np.ix_(occurs, occurs)]
 
 
@@ -265,7 +265,7 @@ def _by_perplexity(run: Run, observation: Record | None, key: str) -> tuple[Arra
     known = table.sum(1) - table[:, OUTCOMES.index("unknown")]
 
     def grouped(values: Array) -> Array:
-        return np.bincount(place, values, len(PERPLEXITIES) - 1)
+        return np.bincount(place, values, len(PERPLEXITIES) - 1).astype(np.float64)
 
     return grouped(right), grouped(known), grouped(table.sum(1))
 

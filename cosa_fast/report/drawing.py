@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # From light to dark, in grey too.
 SHADES = "Blues"
 WIDTH = 4.8  # inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "svg.hashsalt": "cosa_fast",  # the same data, the same file
     "font.family": "sans-serif",

@@ -2,55 +2,63 @@
 
 | | saved as |
 |---|---|
-| every run.checkpoint_every iterations, and after the last one | checkpoints/NNN.pt, the last run.keep of which stay |
+| every run.checkpoint_every iterations, before and after every evaluation, after the last iteration | checkpoints/NNN.pt, the last run.keep of which stay |
 | an evaluation better than all before | best.pt |
 | the last iteration | results.json and results.csv, too |
-| SIGTERM, SIGINT (Ctrl-C): the iteration is finished | NNN.pt |
-| an error that the user can mend, such as an unreadable image | NNN.pt |
+| SIGTERM, SIGINT (Ctrl-C) in a step: the iteration is finished | NNN.pt |
+| such a signal anywhere else | nothing more: all but what was begun is on the disk, and --resume auto does that again |
+| an error that the user can mend, such as an unreadable image, a full disk, a killed worker | NNN.pt, where it can be written |
 | a loss or gradient that is not finite | last_good.pt, the state before that iteration |
 | another process of the run has gone | nothing more: the last NNN.pt is whole |
-"""
+"""  # noqa: E501
 
 import csv
 import io
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from statistics import median
 from typing import Any
 
 from cosa_fast.config.parsing import config_to_dict
 from cosa_fast.distributed import Ranks, is_lost_rank
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
-from cosa_fast.errors import QuietError, UserError
+from cosa_fast.errors import QuietError, UserError, first_line
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
 from cosa_fast.files import write_json, write_text
 from cosa_fast.run import checkpoint
 from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.log import MeanMetrics, read_log
+from cosa_fast.run.replacing import drop_replaced
+from cosa_fast.run.signals import Signals
+
+# A loss this many times the median of its phase has risen.
+RISEN = 2.0
 
 
 class Endings:
-    """Saves a run's state, obeys signals, and turns what goes wrong into errors that say how to go on.
+    """Saves a run's state, and turns what goes wrong into errors that say how to go on.
 
     `extra`: what a checkpoint holds besides the engine's state and the configuration. Every rank has one of these; the
     first writes.
     """
 
     def __init__(
-        self, folder: RunFolder, engine: EngineBase, ranks: Ranks, extra: Callable[[], dict[str, Any]]
+        self, folder: RunFolder, engine: EngineBase, ranks: Ranks, signals: Signals, extra: Callable[[], dict[str, Any]]
     ) -> None:
         self._folder = folder
         self._engine = engine
         self._ranks = ranks
+        self._signals = signals
         self._extra = extra
-        self._signal = 0
 
     def save(self) -> Path:
-        """Save the state under its iteration, and delete the checkpoints beyond run.keep."""
+        """Save the state under its iteration, and delete the checkpoints beyond run.keep. An earlier run that was to be
+        replaced goes now."""
         path = self._save(self._folder.checkpoint(self._engine.iteration))
         if self._ranks.is_main:
+            drop_replaced(self._folder)
             checkpoint.rotate(self._folder, self._engine.config.run.keep)
         return path
 
@@ -66,47 +74,97 @@ class Endings:
     @property
     def told_to_stop(self) -> bool:
         """Whether any rank has got a signal; waits for all of them."""
-        return bool(self._ranks.agree(self._signal))
+        return bool(self._ranks.agree(self._signals.received))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """To train in: signals are noted for `told_to_stop`, and failures end as the table says."""
-        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            yield
+            with self._signals.noted():
+                yield
         except NonFiniteLoss as error:
             raise self._not_finite(error) from error
-        except UserError:
-            self.save()
-            raise
-        except RuntimeError as error:
-            if self._ranks.size == 1 or not is_lost_rank(error):
+        except UserError as error:
+            self._rescue()
+            raise error
+        except (RuntimeError, OSError) as error:
+            if self._ranks.size > 1 and isinstance(error, RuntimeError) and is_lost_rank(error):
+                self._signals.obey()  # told to stop as well, the other was only faster
                 raise
-            raise UserError(
-                "another process of this run has ended; see its own message above. The last checkpoint is whole: "
-                "go on with --resume auto"
-            ) from error
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            problem = _of_the_machine(error)
+            if problem is None:
+                raise
+            self._rescue()
+            raise UserError(f"{problem}; then go on with --resume auto") from error
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+    def _rescue(self) -> None:
+        """Save what there is, unless that is what has failed. The state before any iteration is worth nothing."""
+        if not self._engine.iteration:
+            return
+        with suppress(UserError, OSError, RuntimeError):
+            try:
+                self.save()
+            except NonFiniteLoss:  # nobody had looked yet; the engine is now where all was well
+                self._save_last_good()
 
     def _not_finite(self, error: NonFiniteLoss) -> UserError:
-        path = self._save(self._folder.last_good)
+        path = self._save_last_good()
         if not self._ranks.is_main:
             return QuietError(str(error))
+        risen = rise(read_log(self._folder.log), self._engine.config.optim.cotrain_after)
+        if risen is None:
+            return UserError(
+                f"{error}; the state before it is in {path}: go on from there with a lower optim.lr and --resume {path}"
+            )
+        before = [other for other in self._folder.numbered() if int(other.stem) < risen]
+        advice = f"go on with a lower optim.lr and --resume {before[-1]}" if before else "start anew, lower optim.lr"
         return UserError(
-            f"{error}; the state before it is in {path}: go on from there with a lower optim.lr and --resume {path}"
+            f"{error}; the loss rose from iteration {risen} on, {path.name} has it in it, and "
+            f"{before[-1].name if before else 'no checkpoint'} is from before: {advice}"
         )
 
-    def _save(self, path: Path) -> Path:
+    def _save_last_good(self) -> Path:
+        """The means of the log do not go in: the bad step has its part in them."""
+        return self._save(self._folder.last_good, metrics=MeanMetrics().state_dict())
+
+    def _save(self, path: Path, **changed: Any) -> Path:
         self._engine.check()
         if self._ranks.is_main:
-            state = {**self._engine.state_dict(), "config": config_to_dict(self._engine.config), **self._extra()}
-            checkpoint.save(path, state)
+            config = config_to_dict(self._engine.config)
+            checkpoint.save(path, {**self._engine.state_dict(), "config": config, **self._extra(), **changed})
         return path
+
+
+def rise(records: list[dict[str, Any]], cotrain_after: int) -> int | None:
+    """The iteration of the first record of a loss that had risen and did not come down again before the log ends; None
+    if it had not. Losses before and after co-training begins are not compared."""
+    losses = [(record["iteration"], record["loss"]) for record in records if record.get("kind") == "train"]
+    cotraining = bool(losses) and losses[-1][0] > cotrain_after
+    phase = [(iteration, loss) for iteration, loss in losses if (iteration > cotrain_after) == cotraining]
+    if len(phase) < 2:
+        return None
+    limit = RISEN * median(loss for _, loss in phase[: max(1, len(phase) * 3 // 4)])
+    risen = None
+    for iteration, loss in reversed(phase):
+        if loss <= limit:
+            break
+        risen = iteration
+    return risen
+
+
+def _of_the_machine(error: RuntimeError | OSError) -> str | None:
+    """What to mend, for an error that is the machine's and not the program's; None for another."""
+    text = str(error)
+    if text.startswith("DataLoader worker"):
+        return (
+            "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
+            "set data.workers lower or give more of it"
+        )
+    if "Too many open files" in text or "ancdata" in text:
+        return "too many open files; set data.workers lower, or raise the limit (ulimit -n)"
+    if isinstance(error, OSError):
+        return f"{first_line(error)}; give more room or another place (run.output)"
+    return None
 
 
 def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult]) -> None:

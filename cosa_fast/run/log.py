@@ -3,8 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.errors import UserError
+from cosa_fast.files import write_text
 from cosa_fast.run.folder import RunFolder
 
 
@@ -40,6 +42,15 @@ class MeanMetrics:
         self._sums, self._counts = {}, {}
         return dict(zip(means, values.tolist(), strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's sums, so that the next means of a resumed run are those of an undisturbed one."""
+        return {"sums": {name: total.cpu() for name, total in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where `state_dict()` was taken; several ranks all take the first one's."""
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of log.jsonl; lines that are none are left out, such as the half of one that a killed run wrote."""
@@ -52,15 +63,41 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def cut_log(path: Path, iteration: int, evaluated: bool) -> None:
+    """Bring log.jsonl back to a checkpoint's iteration; the records of an evaluation there stay if `evaluated`."""
+    if not path.is_file():
+        return
+
+    def before(record: dict[str, Any]) -> bool:
+        at_checkpoint = record["iteration"] == iteration and (evaluated or record.get("kind") == "train")
+        return record["iteration"] < iteration or at_checkpoint
+
+    lines = [json.dumps(record, default=str) for record in read_log(path) if before(record)]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
 class RunLog:
-    """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal."""
+    """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal. UserError where the
+    disk is full."""
 
     def __init__(self, folder: RunFolder, total: int, start: int) -> None:
-        self._file = folder.log.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=start or None)
+        self._path = folder.log
+        with self._written():
+            self._file = folder.log.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder.tensorboard), purge_step=start + 1 if start else None)
         self._terminal = sys.stderr.isatty()
         self._total = total
         self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not self._terminal)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} and tensorboard/: cannot be written ({error.strerror or error}); "
+                "free or choose another disk (run.output) and go on with --resume auto"
+            ) from error
 
     def advance(self) -> None:
         """One iteration has ended."""
@@ -69,11 +106,13 @@ class RunLog:
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
         """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration."""
         line = {"kind": kind, "iteration": iteration, **values}
-        self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, iteration)
+        with self._written():
+            self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, iteration)
+            self._events.flush()
 
     def picture(self, iteration: int, name: str, image: Image.Image) -> None:
         """An RGB image for TensorBoard."""
@@ -111,8 +150,11 @@ class RunLog:
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
-        self._events.close()
-        self._file.close()
+        with self._written():
+            try:
+                self._events.close()
+            finally:
+                self._file.close()
 
 
 class SilentLog(RunLog):

@@ -56,7 +56,7 @@ def _data(config: Config, training_set: ImageDataset, validation_set: ImageDatas
     of = f" of {len(validation_set)} (eval.limit)" if evaluated < len(validation_set) else ""
     masks = "with masks" if validation_set.has_masks else "no masks: no mIoU"
     return (
-        f"{data.format} {data.root}: {len(training_set)} images to train on (weak labels from "
+        f"{data.format} {data.root}: {len(training_set)} images to train on (labels from "
         f"{training_set.label_source}), {evaluated}{of} to evaluate ({masks}); "
         f"{len(training_set.classes)} classes: {_first(training_set.classes)}"
     )

@@ -1,6 +1,7 @@
-"""Which checkpoint a run starts from, and whether it fits."""
+"""Which checkpoint a run starts from, whether it fits, and what has changed since."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,98 @@ from cosa_fast.engine.base import EngineBase
 from cosa_fast.errors import UserError, first_line
 from cosa_fast.evaluation.networks import load, require_whole
 from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.replacing import require_no_run
+
+# Of the section "run": what the figures depend on.
+DECISIVE = ("seed", "engine", "precision")
 
 
-def state_to_resume(config: Config, folder: RunFolder, resume: str | None, say: bool) -> dict[str, Any] | None:
-    """The checkpoint that `resume` means: a file, or "auto", the run's newest one that is whole (None if it has none);
-    None to start anew.
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from; `left`: numbered ones of its folder that are newer, or damaged."""
 
-    With `say`, what was passed over and settings that differ from the checkpoint's are printed. UserError if the file
-    cannot be read, or none of the run's is whole.
+    path: Path
+    state: dict[str, Any]
+    left: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, iteration {self.iteration}"
+
+    @property
+    def iteration(self) -> int:
+        """Of the checkpoint."""
+        return self.state["iteration"]
+
+    @property
+    def evaluated(self) -> int:
+        """The iteration of the last evaluation before it; its own in files that do not say, which came after it."""
+        return self.state.get("evaluated", self.iteration)
+
+    def is_of(self, folder: RunFolder) -> bool:
+        """Whether the run in this folder goes on, and not another one begins where this one was."""
+        return self.path.resolve().parent == folder.checkpoints.resolve()
+
+    def leave_newer(self) -> None:
+        """Rename `left`, so that no later --resume auto takes them for the newest of this run."""
+        for path in self.left:
+            path.replace(path.with_name(f"{path.name}.left"))
+
+
+def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[Start | None, list[str]]:
+    """What `resume` means: "auto" (the run's newest whole checkpoint, if it has any) or a file; None to start anew. And
+    what to say about it.
+
+    UserError if the file cannot be read, if no checkpoint of the run is whole, or if another run than that which goes
+    on would be lost, without `overwrite`.
     """
-    found = _newest_whole(folder, say) if resume == "auto" else (Path(resume), _read(Path(resume))) if resume else None
-    if found is None:
-        return None
-    path, state = found
-    if say:
-        _compare(config, state, path)
-    return state
+    if resume == "auto":
+        start, notes = _newest(folder)
+        if start is None and folder.kept() and not overwrite:
+            require_no_run(folder)
+        return start, notes
+    if resume is None:
+        if not overwrite:
+            require_no_run(folder)
+        return None, []
+    path = Path(resume)
+    start = Start(path, _read(path))
+    if not start.is_of(folder):
+        if not overwrite:
+            require_no_run(folder)
+        return start, []
+    if overwrite:
+        raise UserError(
+            f"--resume {path} with --overwrite: it is of the very run that would be replaced; leave one out"
+        )
+    newer = tuple(other for other in folder.numbered() if int(other.stem) > start.iteration)
+    notes = [f"{other}: newer than {path.name}; renamed to {other.name}.left" for other in newer]
+    return replace(start, left=newer), notes
 
 
-def _newest_whole(folder: RunFolder, say: bool) -> tuple[Path, dict[str, Any]] | None:
-    """By iteration; where no numbered checkpoint is whole, last_good.pt or best.pt."""
-    named = [path for path in (folder.last_good, folder.best) if path.is_file()]
+def _newest(folder: RunFolder) -> tuple[Start | None, list[str]]:
+    damaged: list[Path] = []
     problems: list[str] = []
-    for path in (*reversed(folder.numbered()), *named):
-        try:
-            state = _read(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if path in named:
-            problems.append(f"no other checkpoint of {folder.path} is whole")
-        for problem in problems if say else ():
-            print(f"{problem}; going on from {path.name}, iteration {state['iteration']}", flush=True)
-        return path, state
-    if problems:
+
+    def readable(paths: list[Path]) -> Iterator[Start]:
+        for path in paths:
+            try:
+                yield Start(path, _read(path))
+            except UserError as error:
+                damaged.append(path)
+                problems.append(str(error))
+
+    start = next(readable(folder.numbered()[::-1]), None)
+    if start is None:  # of a run that was cleared out by hand, these may be all that is left
+        others = [path for path in (folder.best, folder.last_good) if path.exists()]
+        start = max(readable(others), key=lambda found: found.iteration, default=None)
+    if start is None and problems:
         raise UserError(f"{folder.path}: no checkpoint is whole; replace the run with --overwrite ({problems[0]})")
-    return None
+    if start is None:
+        return None, []
+    left = tuple(path for path in damaged if path.stem.isdecimal())
+    if not start.path.stem.isdecimal():
+        problems.append(f"no other checkpoint of {folder.path} is whole")
+    return replace(start, left=left), [f"{problem}; going on from {start}" for problem in problems]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -57,24 +114,34 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore(engine: EngineBase, state: dict[str, Any], classes: tuple[str, ...], folder: RunFolder) -> None:
+def restore(engine: EngineBase, start: Start, classes: tuple[str, ...]) -> None:
     """Bring the engine to a checkpoint's state. UserError if it has other classes or another shape."""
-    if tuple(state["classes"]) != classes:
-        raise UserError(f"{folder.path}: the checkpoint was trained on other classes than data.root has")
-    try:
-        engine.load_state_dict(state)
-    except Exception as error:  # what came out of a file can be anything
+    if tuple(start.state["classes"]) != classes:
         raise UserError(
-            f"{folder.path}: the checkpoint does not fit this configuration ({first_line(error)})"
+            f"{start.path}: the checkpoint was trained on other classes than data.root has; set data.classes"
+        )
+    try:
+        engine.load_state_dict(start.state)
+    except Exception as error:  # what came out of the file can be anything
+        raise UserError(
+            f"{start.path}: the checkpoint does not fit this configuration ({first_line(error)}); "
+            "resume with the configuration of the run"
         ) from error
 
 
-def _compare(config: Config, state: dict[str, Any], path: Path) -> None:
-    """Say which settings differ from the checkpoint's: the run goes on with the new ones, but not bit for bit."""
-    saved = config_from_dict(state["config"], where=str(path))
-    same_run = replace(saved, run=config.run, eval=config.eval)
-    if config == same_run:
-        return
-    old, new = config_to_dict(same_run), config_to_dict(config)
-    changed = [f"{s}.{k}: {old[s][k]} -> {new[s][k]}" for s in new for k in new[s] if old[s][k] != new[s][k]]
-    print(f"resuming {path} with other settings ({'; '.join(changed)})", flush=True)
+def changes(config: Config, fingerprints: dict[str, str], start: Start) -> str:
+    """What differs from the checkpoint's run, on one line: settings, seed, data; empty where nothing does. The run goes
+    on with the new ones, but not bit for bit."""
+    saved = config_from_dict(start.state["config"], where=str(start.path))
+    old, new = config_to_dict(saved), config_to_dict(config)
+    keys = [(s, k) for s in new for k in new[s] if s not in ("run", "eval") or (s == "run" and k in DECISIVE)]
+    found = [f"{s}.{k}: {_cut(old[s][k])} -> {_cut(new[s][k])}" for s, k in keys if old[s][k] != new[s][k]]
+    before = start.state.get("data")
+    if isinstance(before, dict):
+        found += [f"{name} have changed" for name, now in fingerprints.items() if before.get(name, now) != now]
+    return f"resuming {start.path} with other settings ({'; '.join(found)})" if found else ""
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,7 +1,8 @@
 """A whole run: the loop around the engine's step."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,14 @@ from cosa_fast.run.data import Pipeline, choose_pipeline, open_datasets, open_pi
 from cosa_fast.run.endings import Endings, finish
 from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
-from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer
+from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer, cut_log
+from cosa_fast.run.manifest import fingerprints
 from cosa_fast.run.observations import show_evaluation
 from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
-from cosa_fast.run.resuming import restore, state_to_resume
+from cosa_fast.run.replacing import replacing, tidy
+from cosa_fast.run.resuming import Start, changes, find_start, restore
+from cosa_fast.run.signals import Signals, Stopped
 
 # Below this share of the reliability mass the segmentation is being pulled to background (METHOD section 11).
 FOREGROUND_WARNING = 0.05
@@ -59,39 +63,47 @@ def train(
     profile: int | None = None,
     report: Callable[[Path], object] | None = None,
 ) -> Summary:
-    """Train as configured; a run that reaches its end leaves checkpoints, results.json, results.csv and gallery.png in its
-    folder.
+    """Train as configured; a run that reaches its end leaves checkpoints, results.json and results.csv in its folder,
+    and gallery.png.
 
-    resume: "auto" (the run's newest checkpoint, if there is one) or a checkpoint file. overwrite: replace an earlier
-    run of the same name. profile: profile so many iterations into the folder (cosa_fast/run/profiling.py). report: called
-    with the run's path after each evaluation (cosa_fast.report.write).
+    resume: "auto" (the run's newest whole checkpoint, if there is one) or a checkpoint file. overwrite: replace an
+    earlier run of the same name, which goes when the new one has a checkpoint. profile: profile so many iterations into
+    the folder (cosa_fast/run/profiling.py). report: called with the run's path after each evaluation, as
+    cosa_fast.report.page.write wants to be.
 
-    Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, and on a loss that is not
-    finite. Once training has begun, a checkpoint is written first, so that --resume goes on.
+    Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, on a folder that another
+    process writes to, and on a loss that is not finite. Once training has begun, a checkpoint is written first, so that
+    --resume goes on. After SIGTERM or Ctrl-C in a step it finishes that, saves, and returns a summary without results.
+    Anywhere else they mean what they meant before the call (an evaluation begins with a state on the disk, and a
+    resumed run makes it up).
 
         config = load_config("demo.yaml", ["optim.iterations=100", "optim.cotrain_after=50"])
         summary = train(config, overwrite=True)
         print(summary.results["an"].table())
     """
-    folder = RunFolder.of(config)
+    folder, signals = RunFolder.of(config), Signals()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    with ranks_of_launch(config.run.device) as ranks:
+    with ExitStack() as held:
+        with ranks_of_launch(config.run.device) as ranks:
 
-        def prepare() -> _Run:
-            check_iterations(profile)
-            if resume is None and not overwrite and ranks.is_main:
-                folder.require_no_run()
-            state = state_to_resume(config, folder, resume, say=ranks.is_main)
-            return _Run(config, folder, ranks, state, report)
+            def enter() -> None:
+                check_iterations(profile)
+                if ranks.is_main:
+                    held.enter_context(folder.locked())
+                    tidy(folder)
 
-        run = ranks.together(prepare)
-        if resume is None and ranks.is_main:
-            folder.clear()
-        results = run.execute(profile)
-    if results:
-        finish(folder, run.engine.iteration, results)
-    return Summary(folder, run.engine.iteration, results)
+            def prepare() -> _Run:
+                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
+
+            ranks.together(enter)
+            run = ranks.together(prepare)
+            if ranks.is_main and not (run.start and run.start.is_of(folder)):
+                held.enter_context(replacing(folder))
+            results = run.execute(profile)
+        if results:
+            finish(folder, run.engine.iteration, results)
+        return Summary(folder, run.engine.iteration, results)
 
 
 class _Run:
@@ -102,26 +114,36 @@ class _Run:
         config: Config,
         folder: RunFolder,
         ranks: Ranks,
-        state: dict[str, Any] | None,
+        signals: Signals,
+        start: Start | None,
+        notes: Sequence[str],
         report: Callable[[Path], object] | None,
     ) -> None:
         self.config = config
         self.report = report
         self.folder = folder
         self.ranks = ranks
-        self.about_data: list[str] = []
-        self.training_set, self.validation_set = open_datasets(config, self.about_data.append)
+        self.signals = signals
+        self.start = start
+        self.notes = list(notes)
+        self.training_set, self.validation_set = open_datasets(config, self.notes.append)
         ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
         engine = FusedEngine if config.run.engine == "fused" else Engine
         self.engine: EngineBase = engine(config, len(self.training_set.classes), self.device, ranks)
         _check_crop(config, self.engine.on.master.stride)
         self.best = float("-inf")
+        self.metrics = MeanMetrics()
+        self.evaluated = 0  # the iteration of the last evaluation
         self.pipeline_before: Pipeline | None = None
-        if state is not None:
-            restore(self.engine, state, self.training_set.classes, folder)
-            self.best = float(state["best"])
-            self.pipeline_before = state.get("pipeline", "torch")  # before DALI there was no other
+        self.fingerprints = fingerprints(self.training_set, self.validation_set)
+        if start is not None:
+            restore(self.engine, start, self.training_set.classes)
+            self.best = float(start.state["best"])
+            self.evaluated = start.evaluated
+            self.metrics.load_state_dict(start.state.get("metrics", {"sums": {}, "counts": {}}), self.device)
+            self.pipeline_before = start.state.get("pipeline", "torch")  # before DALI there was no other
+            self.notes.append(changes(config, self.fingerprints, start))
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
 
@@ -130,21 +152,33 @@ class _Run:
         main = self.ranks.is_main
         if main:
             self._describe()
+            if self.start is not None:
+                self.start.leave_newer()
+                evaluated = self.evaluated == self.start.iteration and not self._done
+                cut_log(self.folder.log, self.start.iteration, evaluated)
         self.log = RunLog(self.folder, self.config.optim.iterations, self.engine.iteration) if main else SilentLog()
         self.profiler = StepProfiler(profile if main else None, self.folder, self.log.message)
         self.evaluation = LoopEvaluation(
             self.engine, self.validation_set, self.pipeline, self.ranks, self.best, self.log
         )
-        self.endings = Endings(self.folder, self.engine, self.ranks, self._extra)
-        for text in self.about_data:
+        self.endings = Endings(self.folder, self.engine, self.ranks, self.signals, self._extra)
+        for text in filter(None, self.notes):
             self.log.message(text)
         try:
             with self.endings.guarded():
                 results = self._loop()
-        finally:
-            self.profiler.close()
-            self.log.close()
+        except BaseException:
+            with suppress(UserError, OSError):  # what has failed before is to be told
+                self.profiler.close()
+                self.log.close()
+            raise
+        self.profiler.close()
+        self.log.close()
         return results if main else {}
+
+    @property
+    def _done(self) -> bool:
+        return self.engine.iteration >= self.config.optim.iterations
 
     def _describe(self) -> None:
         text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False, allow_unicode=True)
@@ -165,43 +199,59 @@ class _Run:
         return {
             "classes": list(self.training_set.classes),
             "best": self.evaluation.best,
+            "evaluated": self.evaluated,
+            "metrics": self.metrics.state_dict(),
             "pipeline": self.pipeline,
+            "data": self.fingerprints,
         }
 
     def _loop(self) -> dict[str, AnyResult]:
         config, engine = self.config, self.engine
-        if engine.iteration >= config.optim.iterations:
-            results = self._evaluate()
-            self.endings.save()
-            return results
-        results = {}
+        if self._done:
+            return self._evaluate()
+        results: dict[str, AnyResult] = {}
         self._announce_pipeline()
-        batches = self._batches()
-        metrics, timer = MeanMetrics(), StepTimer(self.device)
         flops = self._flops()
-        while engine.iteration < config.optim.iterations:
+        if self._evaluation_is_due:  # the run was ended before it
+            self._evaluate()
+        batches = self._batches()
+        timer = StepTimer(self.device)
+        while not self._done:
             asked = time.perf_counter()
-            batch = next(batches).to(self.device)
+            try:
+                batch = self._next(batches)
+            except Stopped:
+                self.log.message(self.endings.stopped())
+                return {}
             seconds_for_data = time.perf_counter() - asked
             cotraining = engine.cotraining
-            metrics.update(engine.step(batch))
+            self.metrics.update(engine.step(batch))
             timer.step_ended(seconds_for_data, flops[cotraining])
             self.profiler.step()
             self.log.advance()
-            done = engine.iteration == config.optim.iterations
-            if engine.iteration % config.run.log_every == 0 or done:
+            if engine.iteration % config.run.log_every == 0 or self._done:
                 engine.check()
                 speed = timer.read(config.optim.batch_size, engine.replayed_peak)
-                self._report({**metrics.read(self.ranks), **speed})
+                self._report({**self.metrics.read(self.ranks), **speed})
             if self.endings.told_to_stop:
                 self.log.message(self.endings.stopped())
                 return {}
-            if done or engine.iteration % config.eval.every == 0:
+            if self._evaluation_is_due:
                 results = self._evaluate()
                 timer.restart()
-            if done or engine.iteration % config.run.checkpoint_every == 0:
+            elif engine.iteration % config.run.checkpoint_every == 0:
                 self.endings.save()
         return results
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """Alone, a process does not wait for data when it is told to stop; several stop after the same step."""
+        with self.signals.raised() if self.ranks.size == 1 else nullcontext():
+            return next(batches).to(self.device)
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        iteration = self.engine.iteration
+        return iteration > self.evaluated and (self._done or iteration % self.config.eval.every == 0)
 
     def _flops(self) -> dict[bool, int | None]:
         """FLOPs of a step, by whether it co-trains; None where they cannot be counted, which is said."""
@@ -248,11 +298,17 @@ class _Run:
             )
 
     def _evaluate(self) -> dict[str, AnyResult]:
-        results, best = self.evaluation.evaluate()
+        """With the state on the disk before it begins, and with its outcome when it is over."""
+        self.endings.save()
+        with self.signals.obeyed():
+            results, best = self.evaluation.evaluate()
+        self.evaluated = self.engine.iteration
         if best:
             self.endings.save_best()
+        self.endings.save()
         if self.ranks.is_main:
-            show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
+            with self.signals.obeyed():
+                show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
         return results
 
 

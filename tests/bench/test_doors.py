@@ -17,7 +17,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.runtime import HAS_TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = ("throughput", "kernels", "data", "memory")
+DOORS = ("throughput", "kernels", "data", "memory", "thresholds")
 
 # Hide an installed cosa_fast, then start every door as Python would; each looks both packages up anew.
 START = """

@@ -39,9 +39,11 @@ def test_truth_is_aligned_with_the_image(make_voc: Callable[..., Path]) -> None:
 
 
 def test_workers_ignore_the_groups_signals_and_end_with_the_stream(synthetic_root: Path) -> None:
-    """In a process with the threads of a training and no others: one that takes a signal would end its worker."""
+    """Every thread of a worker is deaf, those that libraries start in it as well, but the one that waits for SIGTERM:
+    any other that takes a signal would end the worker."""
     program = f"""
-import multiprocessing, subprocess
+import multiprocessing, re, subprocess
+from pathlib import Path
 from itertools import islice
 import cosa_fast.run.training
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
@@ -52,6 +54,10 @@ stream = iter(TorchPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, workers=
 next(stream), next(stream)
 workers = multiprocessing.active_children()
 for worker in workers:
+    threads = [path.read_text() for path in Path(f"/proc/{{worker.pid}}/task").glob("*/status")]
+    blocked = [int(re.search("SigBlk:\\s*(\\w+)", text)[1], 16) for text in threads]
+    assert all(mask & 1 << 1 for mask in blocked)
+    assert sum(not mask & 1 << 14 for mask in blocked) <= 1
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
 print(len(workers), len(list(islice(stream, 12))))

@@ -1,4 +1,4 @@
-"""The page of a run: every figure is there, nothing is fetched, and what is missing or damaged costs no other figure."""
+"""The page of a run: every figure is there, nothing is fetched, and what is damaged costs no other figure."""
 
 import base64
 import json
@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -227,11 +226,11 @@ def test_counts_behind_the_figures_are_those_of_the_evaluation(run: Path) -> Non
 
 
 @pytest.fixture
-def chromium() -> Iterator[str]:
+def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium")
-    yield found
+    return found
 
 
 def test_a_browser_shows_it(run: Path, chromium: str, tmp_path: Path) -> None:

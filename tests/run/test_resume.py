@@ -18,8 +18,10 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
+from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 from cosa_fast.train import main
@@ -212,6 +214,129 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(
     with pytest.raises(UserError, match="does not fit this configuration") as caught:
         train(config, resume=path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up(
+    make_config: Callable[..., Config], same: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ended it finds the state on the disk; log, best score and best.pt become those of an undisturbed run."""
+    alone = train(make_config("eval.every=2", "run.name=alone"))
+    config = make_config("eval.every=2")
+    folder = RunFolder.of(config)
+    report, evaluated = LoopEvaluation._report, set()
+
+    def cut_short(evaluation: LoopEvaluation, name: str, result: AnyResult) -> None:
+        """The first evaluation at each iteration, when ON's record is written and AN's is not."""
+        report(evaluation, name, result)
+        if evaluation._engine.iteration not in evaluated:
+            evaluated.add(evaluation._engine.iteration)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LoopEvaluation, "_report", cut_short)
+    for iteration in (2, 4, 6):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume="auto")
+        assert checkpoint.latest(folder) == folder.checkpoint(iteration)
+        assert [line["kind"] for line in log(folder.path)][-2:] == ["train", "eval_student"]
+
+    train(config, resume="auto")
+    assert log(folder.path) == log(alone.directory)
+    assert same(final(folder.path), final(alone.directory))
+    best, expected = (load(each.best) for each in (folder, alone.folder))
+    assert same({**best, "config": None}, {**expected, "config": None})
+
+
+def test_the_log_goes_on_where_the_checkpoint_is(straight: Path, make_config: Callable[..., Config]) -> None:
+    """Records from after it go, and the half of one that a killed process wrote."""
+    config = make_config()
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 4)
+    whole = (straight / "log.jsonl").read_bytes()
+    folder.log.write_bytes(whole + b'{"kind": "train", "iterat')
+    train(config, resume="auto")
+    assert log(folder.path) == log(straight)
+    assert folder.log.read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:4]))
+
+
+def test_half_written_files_of_killed_processes_go(straight: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 5)
+    (folder.checkpoints / ".00000006.pt.77.partial").write_bytes(b"half")
+    train(config, resume="auto")
+    assert list(folder.path.rglob(".*")) == []
+
+
+def test_what_is_not_as_it_was_is_said_in_one_line(
+    straight: Path, make_config: Callable[..., Config], data_root: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root = tmp_path / "set"
+    shutil.copytree(data_root, root)
+
+    def said(iteration: int, *overrides: str) -> str:
+        config = make_config(f"data.root={root}", *overrides)
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        interrupted(straight, RunFolder.of(config).path, iteration)
+        capsys.readouterr()
+        assert train(config, resume="auto").iteration == 6
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    assert "changed" not in said(6, "run.log_every=2")  # but for data.root
+    other = said(5, "run.seed=3", "run.engine=plain", "run.precision=bf16", "optim.lr=1e-5")
+    for text in ("run.seed: 0 -> 3", "run.engine: fused -> plain", "run.precision: auto -> bf16", "optim.lr: 0.001"):
+        assert text in other
+
+    image = root / "JPEGImages" / "train_00003.jpg"
+    image.write_bytes(image.read_bytes()[:-2] + b"x" + image.read_bytes()[-2:])
+    assert said(6).endswith("; the training images have changed)")
+    labels = json.loads((root / "labels.json").read_text(encoding="utf-8"))
+    labels["train_00001"] = labels["train_00000"]
+    (root / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    assert said(6).endswith("; the training labels have changed; the training images have changed)")
+    names = root / "ImageSets" / "Segmentation" / "train.txt"
+    names.write_text("\n".join(names.read_text().splitlines()[1:]), encoding="utf-8")
+    assert "the training images' names have changed" in said(6)
+
+
+def test_another_run_s_checkpoint_does_not_go_into_a_folder_that_holds_a_run(
+    straight: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 2)
+    with pytest.raises(UserError, match=r"holds a run already \(checkpoints/00000001\.pt\)"):
+        train(config, resume=str(RunFolder(straight).checkpoint(5)))
+    assert folder.numbered() == [folder.checkpoint(1), folder.checkpoint(2)]
+    assert train(config, resume=str(RunFolder(straight).checkpoint(5)), overwrite=True).iteration == 6
+    assert folder.numbered() == [folder.checkpoint(6)]
+
+
+def test_going_back_to_an_older_checkpoint_leaves_the_newer_ones_aside(
+    straight: Path, make_config: Callable[..., Config], same: Same, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("optim.iterations=5")
+    folder = RunFolder.of(config)
+    interrupted(straight, folder.path, 6)
+    older = str(folder.checkpoint(4))
+    with pytest.raises(UserError, match="it is of the very run that would be replaced"):
+        train(config, resume=older, overwrite=True)
+    train(config, resume=older)
+    assert checkpoint.latest(folder) == folder.checkpoint(5)
+    assert (folder.checkpoints / "00000006.pt.left").exists()
+    assert "00000006.pt: newer than 00000004.pt; renamed to 00000006.pt.left" in capsys.readouterr().out
+
+
+def test_results_without_a_checkpoint_are_not_begun_over(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.results.write_text("{}")
+    with pytest.raises(UserError, match=r"holds a run already \(results\.json\)"):
+        train(config, resume="auto")
+    assert folder.results.read_text() == "{}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -211,6 +211,31 @@ def test_a_crop_that_does_not_fit_the_stride_is_refused_before_an_old_run_is_rep
     assert old.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("problem", [["data.root=/nonexistent"], ["model.backbone=none"], ["run.device=gpu7"]])
+def test_an_earlier_run_stays_when_the_one_that_overwrites_it_cannot_begin(
+    problem: list[str], run: tuple[Path, Config], make_config: MakeConfig
+) -> None:
+    directory = run[0]
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        train(make_config(f"run.output={directory.parent}", "run.name=whole", *problem), overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_run_comes_back_when_the_one_that_overwrites_it_fails_before_its_first_checkpoint(
+    run: tuple[Path, Config], make_config: MakeConfig, data_root: Path, tmp_path: Path
+) -> None:
+    root, directory = tmp_path / "data", tmp_path / "runs" / "whole"
+    shutil.copytree(run[0], directory)
+    shutil.copytree(data_root, root)
+    for image in (root / "JPEGImages").glob("train_*.jpg"):
+        image.write_bytes(image.read_bytes()[:700])
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="JPEGImages"):
+        train(make_config("run.name=whole", f"data.root={root}"), overwrite=True)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("key", ["eval.classes", "eval.coexistence"])
 def test_unknown_classes_of_the_evaluation_are_refused(key: str, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=rf"{key}: 'unicorn' is not a class"):
