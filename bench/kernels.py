@@ -21,7 +21,7 @@ import torch
 
 from bench.arguments import require_positive, result_file
 from bench.operators.cases import OPERATORS, SWEEPS
-from bench.operators.measured import PROVIDERS, jobs, measure_all
+from bench.operators.measured import PROVIDERS, jobs, measure_all, measure_tiny
 from bench.operators.output import print_measured, print_static, save_chart, write
 from bench.operators.static import compile_all
 from cosa_fast.cli import run_cli
@@ -41,11 +41,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--providers", nargs="+", metavar="NAME", default=list(PROVIDERS), help="of ours, eager, compiled")
     add("--sweeps", nargs="*", metavar="AXIS", default=None, help=f"of {', '.join(SWEEPS)}; default: all, quick: none")
     add("--quick", action="store_true", help="few sizes, no sweeps, at most 150 seconds")
+    add("--tiny", action="store_true", help="a walk through on a CPU with TRITON_INTERPRET=1; its figures mean nothing")
     add("--budget", type=float, metavar="SECONDS", help="start nothing more after so many seconds")
     add("--static", action="store_true", help="compile instead of measuring, as where there is no GPU")
     add("--architectures", nargs="+", metavar="NAME", default=list(ARCHITECTURES), help="of the static part")
     add("--processes", type=int, default=1, help="of the static part")
     add("--out", type=result_file, metavar="FILE.json", help="write the results here, with a .csv and a .png beside it")
+    add("--no-chart", action="store_true", help="no .png")
     arguments = parser.parse_args(argv)
     if arguments.sweeps is None:
         arguments.sweeps = [] if arguments.quick else list(SWEEPS)
@@ -68,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     deadline += arguments.budget
     quick, out = arguments.quick, arguments.out
-    if arguments.static or not torch.cuda.is_available():
+    if arguments.tiny:
+        results = measure_tiny(arguments.operators, partial(write, out) if out else lambda _: None)
+        print_measured(results)
+    elif arguments.static or not torch.cuda.is_available():
         results = compile_all(arguments.operators, arguments.architectures, quick=quick, processes=arguments.processes)
         print_static(results)
     else:
@@ -78,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         print_measured(results)
     if out:
         write(out, results)
-        save_chart(out.with_suffix(".png"), results)
+        if not arguments.no_chart:
+            save_chart(out.with_suffix(".png"), results)
     failed = sum("error" in row and not row["error"].startswith("not ") for row in results["rows"])
     if failed:
         print(f"{failed} of {len(results['rows'])} rows failed; their errors are in the results", file=sys.stderr)

@@ -39,12 +39,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", type=int, help="of synthetic batches; default: those of the data set")
     add("--batch-sizes", type=int, nargs="+", help="default: optim.batch_size")
     add("--backbones", nargs="+", help="default: model.backbone")
-    add("--providers", choices=["all", "main", "ablations", "ours"], default="all")
+    add("--providers", choices=["all", "main", "ablations", "ours", "quick", "baseline", "attention"], default="all")
     add("--losses-only", action="store_true", help="from network outputs to gradients, without networks")
     add("--windows", type=int, default=10)
     add("--steps", type=int, default=5, help="per window")
     add("--budget", type=float, default=float("inf"), help="seconds; after them no provider starts")
     add("--out", type=result_file, help="JSON; the chart goes beside it")
+    add("--no-chart", action="store_true", help="JSON alone")
     arguments = parser.parse_intermixed_args(argv)
     require_positive(arguments, "windows", "steps", "classes", "batch_sizes")
     arguments.configs, arguments.overrides = split_settings(arguments.settings)
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     for written in measure_all(configs, options):
         if asked.out is not None:  # after each, so that a run that is cut off has not been for nothing
             write_json(asked.out, written)
-    if asked.out is not None:
+    if asked.out is not None and not asked.no_chart:
         save_chart(written["results"], asked.out.with_suffix(".png"))
     return 0
 

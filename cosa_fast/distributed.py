@@ -5,11 +5,12 @@ the sum over the normaliser of all ranks, so that losses and gradients only have
 """
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -89,6 +90,23 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class Releasing(Protocol):
+    """What may hold collective operations on the device, in a CUDA graph."""
+
+    def release(self) -> None:
+        """Wait for the device, and let go of them."""
+
+
+_holders: "weakref.WeakSet[Releasing]" = weakref.WeakSet()
+
+
+def release_before_end(holder: Releasing) -> None:
+    """Have `holder` released before the process group ends, which would otherwise wait for it; `holder` is not kept."""
+    _holders.add(holder)
+
+
 _hosts: dist.ProcessGroup | None = None
 
 
@@ -155,6 +173,8 @@ def ranks_of_launch(device: str) -> Iterator[Ranks]:
                 "go on with --resume auto"
             ) from error
         raise
+    for holder in list(_holders):
+        holder.release()
     _hosts = None
     dist.destroy_process_group()
 

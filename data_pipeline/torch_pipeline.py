@@ -22,6 +22,8 @@ _KILLED = (
     "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
     "set data.workers lower or give more of it"
 )
+# Seconds after which signals are looked at, and whether a worker is dead, while there is no batch.
+PATIENCE = 1.0
 _FOR_PARENT = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -66,6 +68,7 @@ class TorchPipeline:
             pin_memory=pinned,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
+            timeout=PATIENCE if workers else 0,
             # The loader draws a seed for its workers, which use none: keep that out of the global generator.
             generator=torch.Generator(),
         )
@@ -73,7 +76,7 @@ class TorchPipeline:
     def __iter__(self) -> Iterator[Batch]:
         problem = ""
         try:
-            for batch in self._started():
+            for batch in self._loaded():
                 if isinstance(batch, _Failure):
                     problem = batch.message
                     break
@@ -87,23 +90,41 @@ class TorchPipeline:
         # Raised only here, outside the loop: its traceback would keep the loop's workers alive.
         raise UserError(problem)
 
-    def _started(self) -> "Iterator[_Collated | _Failure]":
-        """Workers are born deaf to the signals of `_FOR_PARENT`, as is every thread that a library starts in them.
-
-        Torch's answer to the death of one is taken back: an error from a signal handler, anywhere, in the middle of a
-        step or of a checkpoint. The loader finds out by itself when it waits for a batch.
-        """
+    def _loaded(self) -> "Iterator[_Collated | _Failure]":
+        """What the loader gives. While it is at work no handler of a signal raises: it would leave half a worker, or a
+        worker without its listener, with a traceback each."""
         with _undisturbed():
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
-            try:
-                return iter(self._loader)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            loaded = self._started()
+        while True:
+            with _undisturbed():
+                batch = _next(loaded)
+            if batch is not None:
+                yield batch
+
+    def _started(self) -> "Iterator[_Collated | _Failure]":
+        """Workers are born deaf to the signals of `_FOR_PARENT`, as is every thread that a library starts in them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+        try:
+            return iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _next(loaded: "Iterator[_Collated | _Failure]") -> "_Collated | _Failure | None":
+    """The loader's next batch; None if it is not there within PATIENCE."""
+    try:
+        return next(loaded)
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader timed out"):
+            return None
+        raise
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals that come meanwhile are handled afterwards; and torch's handler of SIGCHLD does not stay."""
+    """Signals that come meanwhile are handled afterwards. And torch's answer to the death of a worker does not stay: an
+    error from the handler of SIGCHLD, anywhere, in the middle of a step or of a checkpoint. The loader finds out by
+    itself when it waits for a batch."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from bench.operators.cases import OPERATORS, Problem, base_sizes, sweep_sizes
-from bench.operators.limits import Limits, measure_limits
+from bench.operators.limits import PREDICTED_H200, Limits, measure_limits
 from bench.operators.output import machine
 from bench.operators.scene import Size
 from bench.operators.static import tensors
 from bench.tables import failure
-from bench.timing import Clock, CudaClock, NotCaptured, Run, captured, count_launches, extra_memory, time_run
+from bench.timing import Clock, CudaClock, HostClock, NotCaptured, Run, captured, count_launches, extra_memory, time_run
 
 # In the order in which they are measured, so that what a time budget cuts off is the least wanted.
 PROVIDERS = ("ours", "eager", "compiled")
@@ -76,6 +76,19 @@ def measure_all(todo: Sequence[Job], budget_ms: float, deadline: float, save: Ca
         rows += measure(job, bench)
         torch.cuda.empty_cache()
         save(results)
+    return results
+
+
+def measure_tiny(names: Sequence[str], save: Callable[[Row], None]) -> Row:
+    """Every mode of the operators once on a CPU, ours interpreted: shows that the benchmark runs, not how fast."""
+    device = torch.device("cpu")
+    bench = Bench(device, HostClock(), PREDICTED_H200, budget_ms=0.0)
+    rows: list[Row] = []
+    results = {"kind": "measured", "machine": machine(device), "limits": asdict(bench.limits), "rows": rows}
+    for provider in ("ours", "eager"):
+        for name in names:
+            rows += measure(Job(name, Size(2, 1, 16, "fp32"), provider), bench)
+            save(results)
     return results
 
 

@@ -3,7 +3,6 @@
 precision: bfloat16 against float32
 curves: both data pipelines
 collect: training on real images
-summarise: what gpu_check.sh leaves
 matrix: what an ablation file asks for
 ablation: its runs, one after the other or side by side
 averages: means over seeds and differences by seed, in tables

@@ -162,7 +162,7 @@ def _measure(
     }
     stream = evaluation_stream(dataset, chosen, 1, data.mean, data.std, torch.device("cpu"), BY_PIL)
     with inference(networks.an):
-        for images, (truth,) in stream:
+        for _, images, (truth,) in stream:
             outputs = forward_scales(networks.an, images, teacher.scales, flip=teacher.flip, seg_scales=())
             own = [of_image(outputs, 0, 1)[scale] for scale in teacher.scales]
             present = classes_in(truth)

@@ -22,12 +22,14 @@ OUT_OF_TIME = "left out: --budget was spent"
 
 @dataclass
 class Windows:
-    """Milliseconds of one step, and of them what it waited for its batch: one entry per window."""
+    """Milliseconds of one step, and of them what it waited for its batch: one entry per window. `not_captured`: why a
+    step that was to be captured in a CUDA graph was not."""
 
     milliseconds: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
     error: str | None = None
+    not_captured: str | None = None
 
     def summary(self, images: int, flops: float | None, rate: float | None) -> dict[str, Any]:
         """Median with 20/80 quantiles, images and TFLOP per second, share of `rate` (FLOP per second)."""
@@ -42,6 +44,7 @@ class Windows:
             "tflop_per_second": None if per_second is None else per_second / 1e12,
             "share_of_matrix_rate": None if per_second is None or rate is None else per_second / rate,
             "peak_mib": None if self.peak_bytes is None else self.peak_bytes / 2**20,
+            **({} if self.not_captured is None else {"not_captured": self.not_captured}),
         }  # fmt: skip
 
 
@@ -110,6 +113,7 @@ def _start(make: Callable[[], Step], feeds: Callable[[], Feed], timing: Windows,
     # A captured step is captured at its fourth call.
     window(step, feed, plan.device, max(plan.per_window, 5) if on_gpu else 1)
     timing.peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
+    timing.not_captured = getattr(step, "not_captured", None)
     return step, feed
 
 

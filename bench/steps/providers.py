@@ -15,6 +15,7 @@ from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.engine.base import EngineBase
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
 from cosa_fast.errors import UserError
@@ -33,6 +34,7 @@ ABLATIONS = {
     **ON_CPU,
     "ours, varlen attention": ["teacher.attention=varlen"],
 }
+PACKED = ("packed", "varlen", "xformers")
 BACKBONES = {
     "ViT-S/16": "vit_small_patch16_224",
     "ViT-B/16": "vit_base_patch16_224",
@@ -41,6 +43,21 @@ BACKBONES = {
 CLASSES = {"voc": VOC, "coco": COCO, "synthetic": DEMO}
 
 Step = Callable[[Batch], Any]
+
+
+class OurStep:
+    """The step of one of our engines."""
+
+    def __init__(self, engine: EngineBase) -> None:
+        self._engine = engine
+
+    def __call__(self, batch: Batch) -> Any:
+        return self._engine.step(batch)
+
+    @property
+    def not_captured(self) -> str | None:
+        """Why steps that were to be captured are not."""
+        return self._engine.not_captured
 
 
 def class_count(config: Config, given: int | None) -> int:
@@ -61,7 +78,8 @@ def changed(config: Config, overrides: list[str]) -> Config:
 
 def providers(config: Config, num_classes: int, device: torch.device, chosen: str) -> dict[str, Callable[[], Step]]:
     """Makers of steps by name, the most wanted first; `chosen`: "all", "main" (no ablation), "ablations" (without the
-    fp32 baseline) or "ours".
+    fp32 baseline), "ours", "quick" (ours, on a GPU also without compiled blocks, which is timed first as it does not
+    wait for a compiler), "baseline" or "attention" (AN's kinds of it).
 
     UserError where the baseline does not know what is configured.
     """
@@ -69,7 +87,7 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
     def ours(overrides: list[str]) -> Callable[[], Step]:
         def make() -> Step:
             own = changed(config, overrides)
-            return (Engine if own.run.engine == "plain" else FusedEngine)(own, num_classes, device).step
+            return OurStep((Engine if own.run.engine == "plain" else FusedEngine)(own, num_classes, device))
 
         return make
 
@@ -79,7 +97,14 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
     found = {"ours": ours([])}
     if chosen == "ours":
         return found
+    if chosen == "quick":
+        eager = "ours, eager blocks"
+        return {eager: ours(ABLATIONS[eager]), **found} if device.type == "cuda" else found
+    if chosen == "attention":
+        return found | {f"ours, {kind} attention": ours([f"teacher.attention={kind}"]) for kind in PACKED}
     _require_same_steps(config)
+    if chosen == "baseline":
+        return {"baseline": baseline(False)}
     if chosen != "ablations":
         found["baseline"] = baseline(False)
     if chosen != "main":

@@ -57,8 +57,9 @@ class EngineBase(ABC):
 
     `on` and `an` hold `.master` and `.compute` each. `iteration` counts the finished steps and alone decides learning
     rate, phase, and (outside) the position in the data. `phase`: called with each of PHASES as the step comes to it; a
-    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used. With `network`, ON starts as that
-    one, in place of what the configuration asks for.
+    benchmark puts its clock there. `replayed_peak`: bytes that a captured step used. `not_captured`: why steps that
+    were to be captured are not (None: they are, or were not to be). With `network`, ON starts as that one, in place of
+    what the configuration asks for.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class EngineBase(ABC):
         self.ranks = ranks
         self.iteration = 0
         self.replayed_peak = 0
+        self.not_captured: str | None = None
         self.phase: Callable[[str], AbstractContextManager[Any]] = mark_phase
         network = (network or build_model(config.model, num_classes)).to(device).train()
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)

@@ -5,6 +5,7 @@ It computes what the plain engine computes. A number that is not finite is found
 nothing is updated any more, and `check()`, at the next log point, says which step it was.
 """
 
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,17 +17,17 @@ from torch import Tensor
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import compute_type
-from cosa_fast.distributed import ALONE, Ranks
+from cosa_fast.distributed import ALONE, Ranks, release_before_end
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
+from cosa_fast.engine.capture import CapturedStep, NotCaptured, captures
 from cosa_fast.engine.flat import FlatNetworks
 from cosa_fast.engine.optim import learning_rate
-from cosa_fast.kernels.launch.runtime import HAS_TRITON
 from cosa_fast.network.attention import check_attention
 from cosa_fast.network.model import CoSANet
 
 TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "energy", "loss", "gradient")
-# Steps of a phase before its capture: lazy initialisation and compilation must be over.
-WARM_UP = 3
+
+logger = logging.getLogger(__name__)
 
 
 class FusedEngine(EngineBase):
@@ -54,20 +55,21 @@ class FusedEngine(EngineBase):
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
         self._captures = captures(config, device)
-        self._captured: _CapturedStep | None = None
+        self._captured: CapturedStep | None = None
+        release_before_end(self)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """As EngineBase.step; nothing waits for the device. Metrics of a step that `check` will refuse are not
         finite; those of a captured step are overwritten by the next one."""
         self._rate.fill_(learning_rate(self.iteration, self.config.optim))
         torch.manual_seed(self._step_seed)
-        metrics = self._captured_step()(batch) if self._captures else self.run(batch)
+        metrics = self._replay(batch) if self._captures else self.run(batch)
         self.iteration += 1
         return metrics
 
     def run(self, batch: Batch) -> dict[str, Tensor]:
         """The step itself: device work only, of static shapes."""
-        state = [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
+        state = self._threshold_state()
         before = [tensor.clone() for tensor in state]
         shares, statistics = self.learn(batch)
         gradients = self.ranks.sum_(self.networks.gradients)
@@ -87,13 +89,40 @@ class FusedEngine(EngineBase):
         loss.backward()
         self.networks.collect_gradients(add=not first)
 
-    def _captured_step(self) -> "_CapturedStep":
+    def _replay(self, batch: Batch) -> dict[str, Tensor]:
+        """The captured step; where it cannot be captured the ordinary one, from then on, which is said once."""
+        step = self._captured_step()
+        state = self._threshold_state()
+        before = [] if step.captured else [tensor.clone() for tensor in state]
+        try:
+            metrics = step(self.run, batch)
+        except NotCaptured as refusal:
+            self._captures, self.not_captured = False, str(refusal)
+            logger.warning("steps are not captured in a CUDA graph: %s; the run goes on without, slower", refusal)
+            self.release()
+            for tensor, old in zip(state, before, strict=True):
+                tensor.copy_(old)
+            torch.manual_seed(self._step_seed)
+            return self.run(batch)
+        self.replayed_peak = max(self.replayed_peak, step.peak)
+        return metrics
+
+    def _captured_step(self) -> CapturedStep:
         """The next step's; at the change of phase the other phase's goes, and its memory with it."""
         if self._captured is None or self._captured.cotraining != self.cotraining:
-            torch.cuda.synchronize(self.device)  # the last replay may still run in that memory
-            self._captured = None
-            self._captured = _CapturedStep(self)
+            self.release()
+            self._captured = CapturedStep(self.cotraining, self.device)
         return self._captured
+
+    def release(self) -> None:
+        """Let go of the captured step, once the device is done with it: its last replay may still run in its memory,
+        and the collective operations in it belong to a process group that must outlive it."""
+        if self._captured is not None:
+            torch.cuda.synchronize(self.device)
+            self._captured = None
+
+    def _threshold_state(self) -> list[Tensor]:
+        return [tensor for threshold in self.thresholds for tensor in threshold.tensors()]
 
     def check(self) -> None:
         """Wait for the device; NonFiniteLoss, once, if a step could not be done. The state is that before it."""
@@ -123,62 +152,12 @@ class FusedEngine(EngineBase):
         self.networks.refresh()
         self._good_steps.fill_(self.iteration)
         self._healthy.fill_(True)
-        self._captured = None
-
-
-class _CapturedStep:
-    """One phase's step: a few times as it is, then captured in a CUDA graph and replayed."""
-
-    def __init__(self, engine: FusedEngine) -> None:
-        self.cotraining = engine.cotraining
-        self._engine = engine
-        self._steps = 0
-        self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: Batch
-        self._metrics: dict[str, Tensor]
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        if self._steps < WARM_UP:
-            self._steps += 1
-            return self._run_aside(batch)
-        if self._graph is None:
-            self._capture(batch)
-        self._batch.copy_(batch)
-        assert self._graph is not None
-        self._graph.replay()
-        return self._metrics
-
-    def _run_aside(self, batch: Batch) -> dict[str, Tensor]:
-        """On the stream of the capture, where autograd's nodes will expect to be."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            metrics = self._engine.run(batch)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return metrics
-
-    def _capture(self, batch: Batch) -> None:
-        self._batch = batch.map(torch.clone)
-        graph = torch.cuda.CUDAGraph()
-        # Of this thread only: what loads data may allocate memory or ask for events meanwhile.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._metrics = self._engine.run(self._batch)
-        self._graph = graph
-        # Its memory stays with the graph, and no statistics of the allocator show it again.
-        self._engine.replayed_peak = torch.cuda.max_memory_allocated(self._engine.device)
+        self.release()
 
 
 def compiles(config: Config, device: torch.device) -> bool:
     """Whether blocks are compiled; "auto": on a GPU."""
     return config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-
-
-def captures(config: Config, device: torch.device) -> bool:
-    """Whether steps are captured. Not with what needs the host in a step: the oracles of the guidance ablation, plain
-    kernels, and recomputed blocks (they save the state of the random generators, which a capture forbids)."""
-    possible = config.loss.guidance == "teacher" and config.run.backend != "reference" and HAS_TRITON
-    possible = possible and not config.model.checkpoint_blocks
-    return config.run.capture == "auto" and device.type == "cuda" and possible
 
 
 def compile_blocks(network: CoSANet) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
-from cosa_fast.engine import fused as fused_engine
+from cosa_fast.engine import capture
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
-from cosa_fast.engine.fused import WARM_UP, FusedEngine, captures
+from cosa_fast.engine.capture import WARM_UP, captures
+from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
 from cosa_fast.run.log import MeanMetrics
 
@@ -65,7 +66,7 @@ def weights(engine: EngineBase) -> Tensor:
 
 
 def is_captured(engine: FusedEngine) -> bool:
-    return engine._captured is not None and engine._captured._graph is not None
+    return engine._captured is not None and engine._captured.captured
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -157,11 +158,11 @@ def test_a_captured_step_gives_what_the_ordinary_one_gives(
     precision: str, make_config: Callable[..., Config], batches: list[Batch]
 ) -> None:
     found = {}
-    for capture in ("auto", "off"):
-        config = make_config(*BOTH, f"run.precision={precision}", "run.compile=off", f"run.capture={capture}")
+    for choice in ("auto", "off"):
+        config = make_config(*BOTH, f"run.precision={precision}", "run.compile=off", f"run.capture={choice}")
         engine = FusedEngine(config, CLASSES, torch.device("cuda"))
-        found[capture] = run(engine, batches, 2 * PHASE)
-        assert is_captured(engine) == (capture == "auto")
+        found[choice] = run(engine, batches, 2 * PHASE)
+        assert is_captured(engine) == (choice == "auto")
     assert_alike(found["auto"], found["off"], 1e-4 if precision == "fp32" else 1e-2)
 
 
@@ -197,5 +198,5 @@ def test_what_needs_the_host_is_not_captured(
         "run.capture=off", "run.backend=reference", "loss.guidance=noise", "model.checkpoint_blocks=true",
     ):  # fmt: skip
         assert not captures(make_config(override), cuda), override
-    monkeypatch.setattr(fused_engine, "HAS_TRITON", False)
+    monkeypatch.setattr(capture, "HAS_TRITON", False)
     assert not captures(make_config(), cuda)
