@@ -9,7 +9,7 @@ from PIL import Image
 from cosa_fast.config.schema import Config, EvalConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import Networks
-from cosa_fast.evaluation.prediction import Segmenter, plan
+from cosa_fast.evaluation.prediction import Segmenter, file_sources
 
 
 def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
@@ -25,6 +25,6 @@ def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
 
 def test_sources_that_hold_no_image_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        plan([tmp_path / "nowhere"], tmp_path)
+        file_sources([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="no images in"):
-        plan([tmp_path], tmp_path)
+        file_sources([tmp_path])
