@@ -136,8 +136,8 @@ def _archive(records: dict[str, dict[str, Any]], directory: Path, competition: s
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cosa_fast.predict",
-        description="Masks as palette images (pixel = class index), overlays, CAMs or logits of images, each in a folder "
-        "of its own below DIR, and scores.json.",
+        description="Masks as palette images (pixel = class index), overlays, CAMs or logits of images, each in a "
+        "folder of its own below DIR, and scores.json.",
     )
     parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
     parser.add_argument(
@@ -154,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         "--what",
         choices=WHATS,
         default=WHATS[0],
-        help="segmentation; cpl: the CAM's pseudo-label at ξ; ensemble: that of both CAMs; cam and logits as .npz. CAMs "
-        "are those of the split's labels or of --labels, else of the classes that the classifier finds",
+        help="segmentation; cpl: the CAM's pseudo-label at ξ; ensemble: that of both CAMs; cam and logits as .npz. "
+        "CAMs are those of the split's labels or of --labels, else of the classes that the classifier finds",
     )
     parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
     parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")

@@ -260,7 +260,7 @@ def test_logits_lead_to_the_segmentation(trained: Path, tmp_path: Path) -> None:
 
 def test_a_pseudo_label_needs_a_threshold(trained: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg", 64, 48)
-    with pytest.raises(UserError, match="no threshold ξ .*--threshold 0.4"):
+    with pytest.raises(UserError, match=r"no threshold ξ .*--threshold 0\.4"):
         predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), "--what", "cpl"])
     assert predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), "--what", "cpl", "--threshold=0"]) == 0
     predict.main(

@@ -162,7 +162,7 @@ def _write_mask(prediction: Prediction, path: Path) -> None:
 
 def _write_cams(prediction: Prediction, path: Path) -> None:
     seen = prediction.seen
-    named = dict(zip(("cam", "cam_aux"), (cam.half().numpy() for cam in seen.cams), strict=False))
+    named: dict[str, Any] = dict(zip(("cam", "cam_aux"), (cam.half().numpy() for cam in seen.cams), strict=False))
     with path.open("wb") as file:
         np.savez_compressed(file, classes=(seen.present + 1).numpy().astype(np.uint8), **named)
 
