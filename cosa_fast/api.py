@@ -65,7 +65,7 @@ def evaluate(
         print(results["an"].table())
         results["an"].summary()["seg_label_free"]  # mIoU in percent
     """
-    loaded = load_networks(checkpoint)
+    loaded = load_networks(checkpoint, overrides=overrides)
     return evaluate_networks(loaded, configure(loaded, overrides, str(checkpoint)), networks, limit=limit)
 
 

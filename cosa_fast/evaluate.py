@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: `python -m cosa_fast.evaluate CKPT [key=value ...] [--network on|an|both]`."""
+"""Evaluate a checkpoint: `python -m cosa_fast.evaluate CKPT [key=value ...] [--network on|an|both]`.
+
+CKPT may be a file of another program, such as the official release's: `... best_seg.pth data.root=VOC2012`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from cosa_fast.run.evaluating import configure, evaluate_networks
 def main(argv: list[str] | None = None) -> int:
     """Evaluate a checkpoint and print a table per network. Returns the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    networks = load_networks(arguments.checkpoint)
+    networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=arguments.overrides)
+    if networks.imported is not None:
+        print(networks.imported)
     config = configure(networks, arguments.overrides, arguments.checkpoint)
     if arguments.split is not None:
         config = replace(config, data=replace(config.data, val_split=arguments.split))
@@ -27,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         _prepare_output(arguments.json)
     names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
-    for name, result in results.items():
+    shown = dict([*results.items()][:1]) if networks.imported is not None else results
+    for name, result in shown.items():
         limited = " (eval.limit)" if arguments.limit is None and result.images != result.set_size else ""
         print(
             f"{name.upper()} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
@@ -49,11 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cosa_fast.evaluate",
         description="mIoU of a checkpoint's networks on a set with masks; without masks, image AP and agreement.",
     )
-    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
+    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints, or a weight file of another program")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings to change, e.g. data.root=... eval.scales=[1.0]"
     )
     parser.add_argument("--network", choices=(*NETWORKS, "both"), default="both", help="default: both")
+    parser.add_argument(
+        "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
+    )
     parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
     parser.add_argument("--limit", metavar="N", type=int, help="only N images, evenly spread over the set")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")

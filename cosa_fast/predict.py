@@ -1,4 +1,6 @@
-"""Segment images: `python -m cosa_fast.predict CKPT IMAGE ... -o DIR`, or all of a data set's split: `--split NAME`."""
+"""Segment images: `python -m cosa_fast.predict CKPT IMAGE ... -o DIR`, or all of a data set's split: `--split NAME`.
+CKPT may be what `export` wrote, or a file of another program, such as the official release's.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     _check(arguments, places)
     sources = [] if arguments.split else file_sources(places)  # a wrong name is told before networks are read
-    networks = load_networks(arguments.checkpoint)
+    networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=overrides)
+    if networks.imported is not None:
+        print(networks.imported)
     networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint))
     if arguments.split:
-        sources = _of_split(networks, arguments.split)
+        networks, sources = _of_split(networks, arguments.split)
     if arguments.voc_test:
         voc_test.check_classes(networks.classes)
     predictor = Predictor(
@@ -112,17 +116,19 @@ def _hint(records: dict[str, dict[str, Any]], what: str) -> None:
         )
 
 
-def _of_split(networks: Networks, split: str) -> list[Source]:
+def _of_split(networks: Networks, split: str) -> tuple[Networks, list[Source]]:
+    """The networks, under the names of the set's classes where their file has none, and its images."""
     data = networks.config.data
     classes = data.classes or (networks.classes if data.format == "folder" else None)
     dataset = open_dataset(data.format, data.root, split, labels=data.labels, classes=classes, need_labels=False)
+    networks = networks.for_classes(dataset.classes)
     if tuple(dataset.classes) != networks.classes:
         raise UserError(f"--split {split}: {data.root} has other classes than the checkpoint; set data.classes")
     sources = split_sources(dataset)
     labelled = sum(source.present is not None for source in sources)
     where = f"labels of {labelled} from {dataset.label_source}" if labelled else "no image labels"
     print(f"{split} of {data.root}: {len(sources)} images, {where}")
-    return sources
+    return networks, sources
 
 
 def _archive(records: dict[str, dict[str, Any]], directory: Path, competition: str) -> Path:
@@ -139,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Masks as palette images (pixel = class index), overlays, CAMs or logits of images, each in a "
         "folder of its own below DIR, and scores.json.",
     )
-    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints")
+    parser.add_argument(
+        "checkpoint", help="a file of runs/NAME/checkpoints, an exported .safetensors, or a file of another program"
+    )
     parser.add_argument(
         "images",
         nargs="*",
@@ -158,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         "CAMs are those of the split's labels or of --labels, else of the classes that the classifier finds",
     )
     parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
+    parser.add_argument(
+        "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
+    )
     parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
     parser.add_argument("--threshold", type=_threshold, metavar="X", help="of cpl and ensemble, in place of ξ")

@@ -46,13 +46,18 @@ class DataConfig(AugmentConfig):
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
-    counted from the end (None: no auxiliary head). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on
-    small GPUs ON's backbone computes its blocks again in the backward pass instead of keeping what is inside."""
+    counted from the end (None: no auxiliary head). `position_resampling`: how a ViT's positions are interpolated to
+    another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
+    LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set. `detach`:
+    gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes its blocks again in the
+    backward pass instead of keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
     aux_layer: int | None = bounded(-3, low=-1000, high=-1)
+    position_resampling: Literal["antialiased", "plain"] = "antialiased"
+    decoder: Literal["largefov", "aspp"] = "largefov"
     decoder_width: int = bounded(512, low=1, high=65536)
     decoder_dilation: int = bounded(5, low=1, high=1024)
     detach: Literal["none", "features", "weights", "both"] = "none"

@@ -1,7 +1,7 @@
-"""Networks back from a checkpoint's file."""
+"""Networks back from a file: a checkpoint, or weights that another program wrote (imported.py)."""
 
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, first_line
+from cosa_fast.evaluation.imported import import_network
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
+from cosa_fast.network.reading import UnreadableError, read_file
 
 FORMAT = 1
 # Checkpoints, results.json and log.jsonl call ON student and AN teacher.
@@ -24,7 +26,8 @@ PARTS = {"iteration": int, "config": dict, "classes": list, "student": dict, "te
 @dataclass(frozen=True)
 class Networks:
     """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), each None where the run had none yet,
-    or has none at all."""
+    or has none at all. `imported`: what was read, where another program wrote the file; `on` and `an` are one network
+    then, and `classes` are guessed by their number."""
 
     config: Config
     classes: tuple[str, ...]
@@ -32,6 +35,12 @@ class Networks:
     on: CoSANet
     an: CoSANet
     thresholds: tuple[float | None, float | None]
+    imported: str | None = None
+
+    def for_classes(self, names: Sequence[str]) -> "Networks":
+        """Imported networks under the names of a data set that has as many classes; others as they are."""
+        fits = self.imported is not None and len(names) == len(self.classes)
+        return replace(self, classes=tuple(names)) if fits else self
 
     def named(self, name: str) -> CoSANet:
         """The network "on" or "an"."""
@@ -41,19 +50,28 @@ class Networks:
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """The dictionary in a checkpoint, as run/checkpoint.py saved it, after its checksums were found right. Raises
     UserError when the file is missing, damaged, or something else."""
-    path = Path(path)
+    content = _read(Path(path), device)
+    if not is_checkpoint(content):
+        raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
+    return _completed(content)
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether what a file held is a checkpoint of cosa_fast."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _read(path: Path, device: str | torch.device) -> Any:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; checkpoints are in runs/NAME/checkpoints/")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint {path}: cut short, or not a checkpoint; take another one of the run")
     try:
-        _verify(path)
-        state = torch.load(path, map_location=device, weights_only=True)
-    # What a damaged pickle raises depends on its bytes: KeyError, IndexError, struct.error ...
-    except Exception as error:
-        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint ({first_line(error, 120)})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path}: not a cosa_fast checkpoint; weights go in by model.weights={path}")
+        return read_file(path, device)
+    except UnreadableError as error:
+        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint: {error}; take another file") from error
+
+
+def _completed(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint with the settings that were not there when it was written."""
     config = state.get("config")
     loss = config.get("loss") if isinstance(config, dict) else None
     if isinstance(loss, dict):
@@ -78,20 +96,30 @@ def require_whole(state: dict[str, Any], path: str | Path) -> None:
                 raise UserError(f"checkpoint {path}: {part}.{name} is not finite; take an earlier checkpoint")
 
 
-def _verify(path: Path) -> None:
-    """Compare every part of the archive with its CRC-32, which torch writes and does not read."""
-    with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("compressed, which no checkpoint is")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"damaged: wrong checksum of {damaged}")
+def load_networks(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Networks:
+    """Both networks of a checkpoint in eval mode, with their configuration; or the one network of any other weight
+    file, for which `config` (a YAML file) and `overrides` tell what the file does not (imported.py).
+
+    UserError: a file that cannot be read, a checkpoint that is not whole, weights that do not fit; `config` given for a
+    checkpoint, which has its own.
+    """
+    content = _read(Path(path), device)
+    if not is_checkpoint(content):
+        found, classes, network, report, iteration = import_network(content, str(path), config, overrides)
+        network = network.to(device).eval().requires_grad_(False)
+        return Networks(found, classes, iteration, network, network, (None, None), report)
+    if config is not None:
+        raise UserError(f"--config {config}: {path} has a configuration of its own; change it with key=value")
+    return _of_checkpoint(_completed(content), path, device)
 
 
-def load_networks(path: str | Path, device: str | torch.device = "cpu") -> Networks:
-    """Both networks of a checkpoint in eval mode, with their configuration; raises UserError as `load` does, and as
-    `require_whole` does."""
-    state = load(path, device)
+def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.device) -> Networks:
     require_whole(state, path)
     config = config_from_dict(state["config"], ["model.weights=none"], where=str(path))
     classes, iteration = tuple(state["classes"]), state["iteration"]

@@ -2,10 +2,13 @@
 
 import logging
 
+from torch import nn
+
 from cosa_fast.config.schema import ModelConfig
 from cosa_fast.network.encoder import Encoder, create_backbone
 from cosa_fast.network.model import CoSANet
-from cosa_fast.network.weights import import_official, is_whole_network, load_backbone, pretrained_backbone, read_state
+from cosa_fast.network.reading import is_whole_network
+from cosa_fast.network.weights import import_official, load_backbone, pretrained_backbone, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -18,23 +21,28 @@ def build_model(config: ModelConfig, num_classes: int) -> CoSANet:
     """
     if config.weights == "hub":
         backbone, report = pretrained_backbone(config.backbone, config.arguments)
-        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
+        model = _around(backbone, config, num_classes)
     else:
-        backbone = create_backbone(config.backbone, config.arguments)
-        model = CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks), num_classes, config)
+        model = _around(create_backbone(config.backbone, config.arguments), config, num_classes)
         report = _load_file(config, model)
     model.origin = report
     logger.info("%s: %s; %s", config.backbone, report, _describe(model.encoder))
     return model
 
 
+def _around(backbone: nn.Module, config: ModelConfig, num_classes: int) -> CoSANet:
+    plain = config.position_resampling == "plain"
+    return CoSANet(Encoder(backbone, config.aux_layer, config.checkpoint_blocks, plain), num_classes, config)
+
+
 def _load_file(config: ModelConfig, model: CoSANet) -> str:
     if config.weights == "none":
         return "random weights"
-    state = read_state(config.weights)
-    if is_whole_network(state):
-        return import_official(state, model, name=config.weights)
-    return load_backbone(model.encoder, state, source=config.weights)
+    weights = read_weights(config.weights)
+    if is_whole_network(weights.state):
+        return import_official(weights, model, name=config.weights)
+    report = load_backbone(model.encoder, weights.state, source=config.weights)
+    return "; ".join([report, *weights.notes])
 
 
 def _describe(encoder: Encoder) -> str:

@@ -18,6 +18,7 @@ import timm  # isort: skip
 
 from cosa_fast.errors import UserError, hint
 from cosa_fast.network.attention import Segments, embed, pack, run_packed, segments_of
+from cosa_fast.network.positions import resample_plainly
 
 CNN_STRIDE = 16
 _RESERVED_ARGUMENTS = ("pretrained", "num_classes", "features_only", "dynamic_img_size", "output_stride")
@@ -77,15 +78,27 @@ class Encoder(nn.Module):
     `checkpoint_blocks`: in training mode keep only what the blocks (CNN: the blocks of each stage) receive, and compute
     their insides again in the backward pass: less memory for one more forward pass, and the same gradients.
 
+    `plain_positions`: interpolate the position embedding without antialiasing (network/positions.py).
+
     Attributes: stride (pixels per token), width (channels of F), width_aux (of F†, or None).
-    UserError: aux_layer out of range; a backbone whose grid is not as expected, or that cannot recompute its blocks.
+    UserError: aux_layer out of range; a backbone whose grid is not as expected, or that cannot recompute its blocks or
+    resample its positions so.
     """
 
     backbone: Any
 
-    def __init__(self, backbone: nn.Module, aux_layer: int | None, checkpoint_blocks: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        aux_layer: int | None,
+        checkpoint_blocks: bool = False,
+        plain_positions: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.plain_positions = plain_positions
+        if plain_positions:
+            resample_plainly(backbone)
         self.checkpoint_blocks = False
         self.packed = "sdpa"
         self._segments: dict[tuple[tuple[int, int], ...], Segments] = {}

@@ -1,4 +1,4 @@
-"""The network that ON and AN share (METHOD: Model): encoder, two classifiers, LargeFOV segmentation head."""
+"""The network that ON and AN share (METHOD: Model): encoder, two classifiers, segmentation head."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,8 +52,23 @@ class LargeFOV(nn.Module):
         return self.conv8(functional.relu(self.conv7(functional.relu(self.conv6(features)))))
 
 
+class ASPP(nn.Module):
+    """Segmentation head of SeCo: the sum of four 3×3 convs D → K, dilated by 6, 12, 18 and 24, each with a bias."""
+
+    def __init__(self, channels: int, num_outputs: int) -> None:
+        super().__init__()
+        for index, dilation in enumerate((6, 12, 18, 24)):
+            self.add_module(f"c{index}", nn.Conv2d(channels, num_outputs, 3, padding=dilation, dilation=dilation))
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=_LOGIT_STD if name.endswith("weight") else 0.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, D, h, w) → S (B, K, h, w)."""
+        return torch.stack([branch(features) for branch in self.children()]).sum(0)
+
+
 class CoSANet(nn.Module):
-    """Encoder, classifiers W and W† (bias-free 1×1), LargeFOV.
+    """Encoder, classifiers W and W† (bias-free 1×1), segmentation head.
 
     Z = W·GMP(F), with the maximum taken per channel over all tokens; M = W·F; the same with W†, F†.
 
@@ -74,7 +89,11 @@ class CoSANet(nn.Module):
         self.detach_weights = config.detach in ("weights", "both")
         self.classifier = _classifier(encoder.width, num_classes)
         self.classifier_aux = None if encoder.width_aux is None else _classifier(encoder.width_aux, num_classes)
-        self.decoder = LargeFOV(encoder.width, num_classes + 1, config.decoder_width, config.decoder_dilation)
+        self.decoder: nn.Module
+        if config.decoder == "aspp":
+            self.decoder = ASPP(encoder.width, num_classes + 1)
+        else:
+            self.decoder = LargeFOV(encoder.width, num_classes + 1, config.decoder_width, config.decoder_dilation)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,36 +1,28 @@
-"""Weights for the network: timm's hub, local backbone files, whole networks in the official release's naming.
+"""Weights for the network: timm's hub, local backbone files, whole networks in the official release's naming (read by
+network/reading.py).
 
 Nothing is loaded in part: a tensor that is missing, left over or of another shape is a UserError that names it. What
 is dropped (classifier heads, parts without use here) or resampled (position embedding, patch kernel) is reported.
 """
 
-import argparse
-import pathlib
-import pickle
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from cosa_fast.network import torchvision_compat  # noqa: F401  (must come before timm)
 
 import timm  # isort: skip
 
-from cosa_fast.errors import UserError, first_line, one_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.network.encoder import Encoder, check_name, create_backbone
 from cosa_fast.network.model import CoSANet
+from cosa_fast.network.reading import State, UnreadableError, Weights, is_whole_network, network_in, read_file
 
-State = dict[str, Tensor]
-
-# Where training scripts keep the network inside their checkpoints, in order of preference.
-_NESTED_KEYS = ("state_dict", "model", "teacher", "student")
-_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 _BACKBONE_PREFIXES = ("backbone.", "encoder.")
 # timm models name their own classifiers; these are the names that checkpoints of other origin use.
 _HEAD_NAMES = ("head", "head_dist", "fc", "classifier")
@@ -38,8 +30,6 @@ _HEAD_NAMES = ("head", "head_dist", "fc", "classifier")
 _OPTIONAL_SUFFIX = "num_batches_tracked"
 _HUB_TIMEOUT_SECONDS = 5.0
 _SHOWN_KEYS = 3
-# A mapping may hold itself; no training script wraps deeper.
-_DEEPEST = 8
 
 
 def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, str]:
@@ -65,23 +55,23 @@ def pretrained_backbone(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Mod
     return backbone, f"{count} of {count} tensors from the hub"
 
 
-def read_state(path: str | Path) -> State:
-    """The tensors of a .safetensors, .pth, .pt or .bin file, without wrapper prefixes; UserError if unreadable."""
+def read_weights(path: str | Path) -> Weights:
+    """The network in a .safetensors, .pth, .pt or .bin file; UserError if unreadable."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"model.weights={path}: no such file; give hub, none or a .safetensors, .pth, .pt or .bin file")
     try:
-        content = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else _torch_load(file)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, safetensors.SafetensorError) as error:
+        content = read_file(file)
+    except UnreadableError as error:
         raise UserError(
-            f"model.weights={path}: not a readable weight file ({first_line(error)}); save a plain state dict"
+            f"model.weights={path}: not a readable weight file: {error}; save the state dict alone"
         ) from error
-    return _unwrap(content, str(path))
+    return network_in(content, str(path))
 
 
-def is_whole_network(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a whole CoSA network (official release or CoSANet's own), not of a backbone."""
-    return "decoder.conv6.weight" in state and "classifier.weight" in state
+def read_state(path: str | Path) -> State:
+    """The tensors of `read_weights`."""
+    return read_weights(path).state
 
 
 def load_backbone(encoder: Encoder, state: Mapping[str, Tensor], *, source: str) -> str:
@@ -95,19 +85,21 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor], *, source: str)
 
 
 def import_official(
-    source: str | Path | Mapping[str, Any], model: CoSANet, *, name: str = "the given state dict"
+    source: str | Path | Mapping[str, Any] | Weights, model: CoSANet, *, name: str = "the given state dict"
 ) -> str:
     """Load a whole network in the naming of the official release into `model`; returns the report.
 
     That naming: `encoder.*` as timm's ViT, `decoder.conv6/7/8`, `classifier`, `aux_classifier`; CoSANet's own naming is
-    taken as well. `source`: a file, or what torch.load gave; `name` names the latter in errors. A position embedding of
-    another grid is interpolated to the model's; give model.arguments.img_size to keep it as it is.
+    taken as well. `source`: a file, what torch.load gave, or what was read of a file; `name` names the latter two in
+    errors. A position embedding of another grid is interpolated to the model's; give model.arguments.img_size to keep
+    it as it is.
     UserError: no such network in it, another number of classes, or tensors that do not fit; then nothing is loaded.
     """
     if isinstance(source, str | Path):
-        state, name = read_state(source), str(source)
+        weights, name = read_weights(source), str(source)
     else:
-        state = _unwrap(source, name)
+        weights = source if isinstance(source, Weights) else network_in(source, name)
+    state = weights.state
     if not is_whole_network(state):
         raise UserError(
             f"{name}: holds no CoSA network (encoder.*, decoder.conv6.weight, classifier.weight); give another file"
@@ -121,7 +113,7 @@ def import_official(
     encoder_state = {key: tensor for key, tensor in state.items() if key.startswith("encoder.")}
     backbone, notes = _fit_backbone(model.encoder, encoder_state, name)
     heads = {
-        _rename(key, "aux_classifier.", "classifier_aux."): tensor
+        _rename(key, "aux_classifier.", "classifier_aux."): tensor.float()
         for key, tensor in state.items()
         if key not in encoder_state
     }
@@ -131,7 +123,15 @@ def import_official(
     _check(heads, expected, name, "set model.decoder_width and model.aux_layer as they were")
     fitted = heads | {f"encoder.backbone.{key}": tensor for key, tensor in backbone.items()}
     model.load_state_dict(fitted, strict=False)
-    return "; ".join([f"{len(fitted)} of {len(model.state_dict())} tensors (whole network) from {name}", *notes])
+    if is_of_release(state) and not model.encoder.plain_positions and model.encoder.is_vit:
+        notes.append("trained with model.position_resampling=plain, which differs")
+    report = f"{len(fitted)} of {len(model.state_dict())} tensors (whole network) from {name}"
+    return "; ".join([report, *weights.notes, *notes])
+
+
+def is_of_release(state: Mapping[str, Tensor]) -> bool:
+    """Whether a whole network has the names of the official release, of ToCo, SeCo or DuPL, not CoSANet's own."""
+    return not any(key.startswith("encoder.backbone.") for key in state)
 
 
 def _rename(key: str, old: str, new: str) -> str:
@@ -142,7 +142,7 @@ def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, l
     """`state` under the names and in the shapes of `encoder.backbone`, and notes on what was dropped or resampled."""
     inner, dropped = _split_backbone(state)
     upcast = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in inner.items()}
-    converted = _timm_filter(encoder.backbone, upcast, source)
+    converted = _timm_filter(encoder, upcast, source)
     if encoder.norm_was_pooled:
         converted = {_rename(key, "fc_norm.", "norm."): tensor for key, tensor in converted.items()}
     expected = encoder.backbone.state_dict()
@@ -187,13 +187,16 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(str(side) for side in tensor.shape) or "scalar"
 
 
-def _timm_filter(backbone: nn.Module, state: State, source: str) -> State:
-    """timm's own conversion of foreign names and sizes, where the backbone's family has one."""
+def _timm_filter(encoder: Encoder, state: State, source: str) -> State:
+    """timm's own conversion of foreign names and sizes, where the backbone's family has one; positions are resampled as
+    the encoder does it."""
+    backbone = encoder.backbone
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
+    plain = encoder.plain_positions and "antialias" in inspect.signature(convert).parameters
     try:
-        return dict(convert(state, backbone))
+        return dict(convert(state, backbone, **({"antialias": False} if plain else {})))
     except Exception as error:  # what a filter raises on weights of another family is anything from KeyError on
         raise UserError(
             f"{source}: does not fit {type(backbone).__name__} ({one_line(error)}); set model.backbone to match it"
@@ -212,37 +215,6 @@ def _split_backbone(state: State) -> tuple[State, list[str]]:
         outside |= {key.split(".")[0] for key in state if not key.startswith(prefix)}
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return state, sorted(outside)
-
-
-def _unwrap(content: Any, source: str) -> State:
-    for _ in range(_DEEPEST):
-        if not isinstance(content, Mapping):
-            break
-        nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
-        if nested is None:
-            break
-        content = content[nested]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {_unprefix(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(
-            f"{source}: holds no state dict; give one, or a mapping with it under {', '.join(_NESTED_KEYS)}"
-        )
-    return tensors
-
-
-def _unprefix(key: str) -> str:
-    stripped = key
-    while stripped.startswith(_WRAPPER_PREFIXES):
-        stripped = stripped.split(".", 1)[1]
-    return stripped
-
-
-def _torch_load(file: Path) -> Any:
-    # Research checkpoints carry their command line; these two types are inert.
-    with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _hub_reachable() -> bool:

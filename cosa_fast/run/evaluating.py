@@ -112,6 +112,8 @@ def thresholds_of(engine: EngineBase) -> Thresholds:
 
 def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:
     """The checkpoint's configuration with overrides of what an evaluation uses; UserError for other sections."""
+    if networks.imported is not None:
+        return networks.config  # in which the overrides are
     for override in overrides:
         section = override.partition("=")[0].partition(".")[0]
         if section in {"model", "threshold", "loss", "optim"}:
@@ -132,10 +134,14 @@ def evaluate_networks(
     device = pick_device(config.run.device)
     dataset = open_validation_set(config)
     pipeline, _ = choose_pipeline(config, device)
+    networks = networks.for_classes(dataset.classes)
     evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
     limit = config.eval.limit if limit is None else limit
-    results = {}
+    results: dict[str, AnyResult] = {}
     for name in names:
+        if networks.imported is not None and results:
+            results[name] = next(iter(results.values()))  # both are one network
+            continue
         network = networks.named(name).to(device)
         with evaluation_bar(name) as progress:
             results[name] = evaluator.evaluate(

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from official_files import official_state
 from safetensors.torch import save_file
 
 from cosa_fast.config.schema import ModelConfig
@@ -27,15 +28,6 @@ CLASSES = 3
 def make(weights="none", classes: int = CLASSES, **settings) -> CoSANet:
     settings = {"backbone": "test_vit", "decoder_width": 16} | settings
     return build_model(ModelConfig(weights=str(weights), **settings), classes)
-
-
-def official_state(model: CoSANet) -> dict[str, torch.Tensor]:
-    """The model's weights under the names of the official release, with the head that its encoder carries along."""
-    renamed = {
-        key.replace("encoder.backbone.", "encoder.").replace("classifier_aux.", "aux_classifier."): value.clone()
-        for key, value in model.state_dict().items()
-    }
-    return renamed | {"encoder.head.weight": torch.zeros(10, 64), "encoder.head.bias": torch.zeros(10)}
 
 
 def assert_same_state(left: torch.nn.Module, right: torch.nn.Module) -> None:
