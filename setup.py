@@ -20,7 +20,7 @@ setup(
         *(f"cosa_fast.{name}" for top in UNLINKED for name in find_packages(include=[top, f"{top}.*"])),
     ],
     package_dir={f"cosa_fast.{name}": name for name in UNLINKED},
-    package_data={"cosa_fast": ["configs/*.yaml", "report/*.html"]},
+    package_data={"cosa_fast": ["configs/*.yaml", "report/*.html", "report/*.md"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -41,8 +41,12 @@ setup(
         "bench": ["scikit-learn>=1.5", "scipy>=1.11"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "crf": ["pydensecrf2>=1.1"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "xformers": ["xformers>=0.0.35"],
         "dev": [
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
             "pycocotools>=2.0.8",
             "pydensecrf2>=1.1",
             'nvidia-dali-cuda130>=2.4; platform_system == "Linux"',

@@ -23,7 +23,7 @@ FLOORS = [
     {"doors"},
     {"bench"},
 ]
-DOORS = {"train", "evaluate", "predict", "prepare", "demo"}
+DOORS = {"train", "evaluate", "predict", "prepare", "demo", "export"}
 DOORS_AND_WHAT_THEY_SHARE = {*DOORS, "api", "cli"}
 LONGEST = 450
 # What the head of a longer file says, with the reason.
