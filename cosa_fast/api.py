@@ -22,8 +22,9 @@ from cosa_fast.data_pipeline.datasets.images import read_image
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import load_networks
-from cosa_fast.evaluation.prediction import MAX_SIDE, Segmenter
+from cosa_fast.evaluation.prediction import MAX_SIDE
 from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.pictures.predictions import Predictor
 from cosa_fast.report.page import write
 from cosa_fast.run.evaluating import configure, evaluate_networks
 from cosa_fast.run.training import Summary
@@ -78,7 +79,8 @@ def segment(
     scales: Sequence[float] | None = None,
     max_side: int = MAX_SIDE,
 ) -> list[np.ndarray]:
-    """The segmentation of each image, a file or a PIL image: (H, W) uint8, 0 for background, c + 1 for class c.
+    """The segmentation of each image, a file or a PIL image: (H, W) uint8 (int16 for more than 254 classes), 0 for
+    background, c + 1 for class c.
 
     network: "on" or "an". labels: the class names that may appear besides background (None: all). scales: those of the
     evaluation if None. max_side: longer images are shrunk to it for the network; their results keep their size.
@@ -88,8 +90,8 @@ def segment(
         masks[0].shape  # that of cat.jpg, upright
         (masks[0] == 8).mean()  # the cat's share of the image: cat is class 7 of VOC, counted from 0
     """
-    segmenter = Segmenter(load_networks(checkpoint), network=network, labels=labels, scales=scales, max_side=max_side)
-    return [segmenter.segment(_opened(image)) for image in images]
+    predictor = Predictor(load_networks(checkpoint), network=network, labels=labels, scales=scales, max_side=max_side)
+    return [predictor.predict(_opened(image)).classes for image in images]
 
 
 def _opened(image: str | Path | Image.Image) -> Image.Image:

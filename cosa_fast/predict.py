@@ -7,17 +7,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from cosa_fast.cli import NETWORKS, run_cli
+from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Source, file_sources, require_free, split_sources
 from cosa_fast.files import write_json
@@ -52,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         labels=labels,
         threshold=arguments.threshold,
         max_side=arguments.max_side,
+        crf=arguments.crf,
+        crf_side=arguments.crf_side,
     )
     require_free(sources, lambda source: predictor.outputs(source.name, arguments.output))
     _make_directory(arguments.output)
@@ -82,18 +87,20 @@ def _predict_all(
 ) -> tuple[dict[str, dict[str, Any]], list[UserError]]:
     """The records of scores.json by name, and what could not be read."""
     records, failures = {}, []
-    for source in sources:
-        try:
-            image = source.read()
-        except UserError as error:
-            failures.append(error)
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
-        prediction = predictor.predict(image, source.present)
+
+    def readable() -> Iterator[tuple[Source, Image.Image, Tensor | None]]:
+        for source in sources:
+            try:
+                yield source, source.read(), source.present
+            except UserError as error:
+                failures.append(error)
+                print(f"skipped: {error}", file=sys.stderr)
+
+    for source, prediction in predictor.stream(readable()):
         paths = predictor.write(prediction, source.name, directory)
         records[source.name] = predictor.record(prediction)
         shown = [str(paths[0]), *(str(path.relative_to(directory)) for path in paths[1:])]
-        print(f"{source.path}: {_found(prediction, predictor.classes)} -> {', '.join(shown)}")
+        print(f"{source.path}: {_found(prediction, predictor.classes)}{prediction.remark} -> {', '.join(shown)}")
     return records, failures
 
 
@@ -186,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=voc_test.COMPETITIONS,
         help="with --split test: also DIR/comp6_voc2012_test.tgz for the VOC test server (comp5: no outside data)",
     )
+    parser.add_argument("--crf", choices=tuple(METHODS), help="clean the segmentation up by a CRF")
+    add_crf_side(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -196,6 +205,9 @@ def _check(arguments: argparse.Namespace, places: Sequence[Path]) -> None:
         raise UserError("give either images, or --split NAME for those of the checkpoint's data set")
     if arguments.threshold is not None and arguments.what not in ("cpl", "ensemble"):
         raise UserError(f"--threshold is for --what cpl and ensemble; {arguments.what} has none")
+    if arguments.crf is not None and arguments.what != "segmentation":
+        raise UserError(f"--crf cleans segmentations up; leave out --what {arguments.what}")
+    check_methods([arguments.crf])
     if arguments.voc_test and (arguments.what != "segmentation" or not arguments.split):
         raise UserError("--voc-test packs the segmentation of a whole split: give --split test, and no --what")
 

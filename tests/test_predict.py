@@ -19,11 +19,9 @@ from evaluation_support import (
 from PIL import Image
 
 from cosa_fast import cli, predict
-from cosa_fast.config.schema import Config, EvalConfig, OptimConfig
-from cosa_fast.data_pipeline.views.pixels import normalise
+from cosa_fast.config.schema import Config, DataConfig, EvalConfig, OptimConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cam import strongest
-from cosa_fast.evaluation.inference import segment
 from cosa_fast.evaluation.networks import load_networks
 from cosa_fast.evaluation.seeing import see
 
@@ -32,7 +30,7 @@ from cosa_fast.evaluation.seeing import see
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of tiny random networks."""
     torch.set_num_threads(1)
-    config = Config(model=TINY_MODEL, eval=EvalConfig(scales=(1.0, 0.5)))
+    config = Config(data=DataConfig(workers=1), model=TINY_MODEL, eval=EvalConfig(scales=(1.0, 0.5)))
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
     return save_networks(path, random_network(0), random_network(1), config)
 
@@ -49,8 +47,7 @@ def test_pixels_of_the_png_are_the_class_indices(trained: Path, tmp_path: Path) 
     assert predict.main([str(trained), str(source), "-o", str(output)]) == 0
     networks = load_networks(trained)
     with Image.open(source) as image:
-        pixels = normalise(image.convert("RGB"), networks.config.data.mean, networks.config.data.std)
-    expected = segment(networks.an, pixels, (70, 100), (1.0, 0.5), flip=True).numpy()
+        expected = see(networks.an, networks.config, image.convert("RGB")).segmentation.numpy()
     assert len(np.unique(expected)) > 1
     assert np.array_equal(indices(output / "masks/a.png"), expected)
     with Image.open(output / "overlays/a.jpg") as image:
@@ -117,6 +114,22 @@ def test_unreadable_image_costs_no_other_and_gives_status_2(
     assert "b.jpg" in errors[-1]
 
 
+def test_a_crf_cleans_what_is_predicted_and_damaged_images_do_not_stop_it(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        picture(folder / name, 40, 28)
+    (folder / "b.jpg").write_bytes(b"nothing")
+    plain, clean = tmp_path / "plain", tmp_path / "clean"
+    for output, options in ((plain, []), (clean, ["--crf", "ours"])):
+        with pytest.raises(UserError, match="1 of 3 images unreadable"):
+            predict.main([str(trained), str(folder), "-o", str(output), *options])
+    assert sorted(path.name for path in clean.glob("masks/*.png")) == ["a.png", "c.png"]
+    assert not np.array_equal(indices(plain / "masks/a.png"), indices(clean / "masks/a.png"))
+    assert capsys.readouterr().out.count("(CRF ") == 2
+
+
 def test_inputs_are_never_overwritten(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     source = picture(folder / "masks" / "a.png")
@@ -169,9 +182,10 @@ def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_pa
         (["--labels", "cat,dgo"], "--labels: there is no class 'dgo' .*'dog'"),
         (["--scales", "big"], "--scales big"),
         (["--scales", "0"], "--scales 0"),
-        (["--max-side", "-3"], "--max-side"),
+        (["--max-side=-3"], "--max-side"),
         (["--threshold", "2"], "--threshold 2"),
         (["--threshold", "0.3"], "--threshold is for"),
+        (["--crf=ours", "--what=cam"], "--crf cleans segmentations"),
         (["--split", "val"], "either images, or --split"),
         (["--voc-test", "comp6"], "--split test"),
     ],
@@ -179,7 +193,7 @@ def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_pa
 def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
     source = picture(tmp_path / "a.jpg")
     with pytest.raises(UserError, match=message) as caught:
-        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *[f"{options[0]}={options[1]}"]])
+        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *options])
     assert "\n" not in str(caught.value)
 
 

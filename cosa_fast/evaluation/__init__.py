@@ -11,6 +11,8 @@ seeing: all that a network says of one image: classes, CAMs, segmentation
 crf: mean-field CRF on the exact dense filter, or on pydensecrf
 exporting: a network for other programs: one graph, and its files: safetensors, torch.export, ONNX
 exported: the .safetensors among them, written and read back
+cleaning: segmentations through the CRF, several images at a time
+crf_scores: mIoU with and without the CRF, its time, how far its two methods agree
 networks: networks back from a file, a checkpoint or another program's
 imported: what another program's file holds, under which configuration
 prediction: segmentations of any images; which files they go to

@@ -30,7 +30,6 @@ from cosa_fast.evaluation.metrics import (
     ConfusionMatrix,
     ThresholdSweep,
     average_precision,
-    iou_from_counts,
     mean_iou,
     threshold_grid,
 )
@@ -95,8 +94,8 @@ class Evaluator:
         rank.
         Raises UserError for a set with other classes, an image without mask or label, and a file that cannot be read.
         """
-        _check_classes(dataset, self._classes)
-        chosen = _spread(len(dataset), limit)
+        check_classes(dataset, self._classes)
+        chosen = spread(len(dataset), limit)
         with inference(network):
             outputs = self._outputs(network, dataset, chosen, progress)
             if dataset.has_masks:
@@ -298,10 +297,7 @@ class _Counts:
 
     def _observed(self, indices: Sequence[int], has_aux: bool) -> Observed:
         cams = {"cam": self.cam, **({"cam_aux": self.cam_aux} if has_aux else {})}
-        sweep = {
-            name: (100 * mean_iou(iou_from_counts(cam.sweep.confusions()), indices)).tolist()
-            for name, cam in cams.items()
-        }
+        sweep = {name: (100 * mean_iou(cam.sweep.iou(), indices)).tolist() for name, cam in cams.items()}
         image_ap = (100 * average_precision(self._scores, self._present > 0)).tolist()
         return self.observer.observed(self.label_free.counts, image_ap, self.cam.sweep.grid, sweep)
 
@@ -323,7 +319,8 @@ def _rows(maps: Tensor, flip: bool) -> Tensor:
     return maps if flip else maps[:1]
 
 
-def _check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+def check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    """UserError where a set has other classes than a network."""
     if tuple(dataset.classes) != tuple(classes):
         raise UserError(
             f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "
@@ -335,7 +332,8 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
 
 
-def _spread(length: int, limit: int | None) -> list[int]:
+def spread(length: int, limit: int | None) -> list[int]:
+    """Indices of `limit` images (None: all), evenly spread over a set of that length; UserError where that is none."""
     count = length if limit is None else min(limit, length)
     if count < 1:
         raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")

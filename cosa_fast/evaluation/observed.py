@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosa_fast.evaluation.metrics import IGNORE_INDEX, ConfusionMatrix, iou_from_counts
+from cosa_fast.data_pipeline.batch import ignored
+from cosa_fast.evaluation.metrics import ConfusionMatrix, iou_from_counts
 
 # Of a confidence in [0, 1]. ξ and perplexity follow from the confidence alone, so these bins are kept, not theirs.
 BINS = 256
@@ -67,11 +68,11 @@ class Observer:
         self._quality[self._position[index]] = 100 * iou_from_counts(matrix.counts - before).nanmean()
 
     def add_map(self, name: str, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
-        """One image's ν and ŷ of a map ("cam", "cam_aux"), and its truth in {0..C, 255}: (H, W) each."""
+        """One image's ν and ŷ of a map ("cam", "cam_aux"), and its truth, a mask: (H, W) each."""
         outcome = torch.full_like(category, OUTCOMES.index("wrong"))
         outcome[category == truth] = OUTCOMES.index("right")
         outcome[truth == 0] = OUTCOMES.index("background")
-        outcome[truth == IGNORE_INDEX] = OUTCOMES.index("unknown")
+        outcome[ignored(truth)] = OUTCOMES.index("unknown")
         index = (confidence * BINS).long().clamp(0, BINS - 1) * len(OUTCOMES) + outcome
         counts = self._confidence[name]
         counts += torch.bincount(index[category > 0], minlength=counts.numel()).view_as(counts)

@@ -1,4 +1,4 @@
-"""Segmentations of any images by a checkpoint's network, and which images those are."""
+"""Which images are to be predicted, and which classes a user names."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, read_image
-from cosa_fast.data_pipeline.views.pixels import normalise
-from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import class_indices
-from cosa_fast.evaluation.inference import allowed_classes, segment
-from cosa_fast.evaluation.networks import Networks
 
 MAX_SIDE = 1024
 
@@ -70,48 +65,6 @@ def require_free(sources: Sequence[Source], outputs: Callable[[Source], Sequence
                     "predict them into two folders"
                 )
             makers[output] = source
-
-
-class Segmenter:
-    """Segments images of any size with one network of a checkpoint, on the device of its configuration.
-
-    network: "on" or "an". scales: None means those of the evaluation. labels: the class names that may appear besides
-    background (label-aware); None allows all (label-free). max_side: longer images are shrunk to it for the network;
-    their segmentations keep their size. Raises UserError for an unknown class name.
-    """
-
-    def __init__(
-        self,
-        networks: Networks,
-        *,
-        network: str = "an",
-        scales: Sequence[float] | None = None,
-        labels: Sequence[str] | None = None,
-        max_side: int = MAX_SIDE,
-    ) -> None:
-        config = networks.config
-        self._device = pick_device(config.run.device)
-        self._network = networks.named(network).to(self._device)
-        self._config = config
-        self._scales = scales or config.eval.scales
-        self._max_side = max_side
-        self._allowed = None
-        if labels is not None:
-            present = named_classes(labels, networks.classes).to(self._device)
-            self._allowed = allowed_classes(present, len(networks.classes) + 1)
-
-    def segment(self, image: Image.Image) -> np.ndarray:
-        """(H, W) uint8 in 0..C, the classes of an RGB image's pixels, 0 for background."""
-        data = self._config.data
-        return segment(
-            self._network,
-            normalise(shrunk(image, self._max_side), data.mean, data.std).to(self._device),
-            (image.height, image.width),
-            self._scales,
-            flip=self._config.eval.flip,
-            allowed=self._allowed,
-            dtype=compute_type(self._config.run.precision, self._device),
-        ).numpy()
 
 
 def named_classes(labels: Sequence[str], classes: Sequence[str]) -> Tensor:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from cosa_fast.data_pipeline.batch import ignored
 from cosa_fast.evaluation.cam import classes_in
 from cosa_fast.evaluation.seeing import see
 from cosa_fast.files import written_aside
 from cosa_fast.kernels import perplexity
 from cosa_fast.pictures.overlay import class_map, font, heat_map, overlay, selection
-from cosa_fast.pictures.palette import shown_palette
+from cosa_fast.pictures.palette import shown_colours
 
 if TYPE_CHECKING:
     from cosa_fast.config.schema import Config
@@ -37,7 +38,7 @@ PERPLEXITY_SHOWN = 3.0
 @dataclass(frozen=True)
 class Row:
     """One image. present: the names of its classes, by its mask or its label. panels: pictures by title, at most TILE
-    wide and high, of one size. shown: class indices that occur in a panel."""
+    wide and high, of one size. shown: the classes, 1.., that occur in a panel."""
 
     id: str
     present: tuple[str, ...]
@@ -76,7 +77,7 @@ def write_sheet(rows: Sequence[Row], classes: Sequence[str], path: Path) -> None
 def sheet(rows: Sequence[Row], classes: Sequence[str]) -> Image.Image:
     """Panels in a grid under their titles, each row under the image's name and classes, and the colours' legend."""
     titles = list(dict.fromkeys(title for row in rows for title in row.panels))
-    shown = sorted(set().union(*(row.shown for row in rows)) - {0, 255})
+    shown = sorted(set().union(*(row.shown for row in rows)))
     step, height = TILE + MARGIN, TILE + LINE + MARGIN
     width = MARGIN + max(len(titles), 1) * step
     legend = _legend([(index, classes[index - 1]) for index in shown], width)
@@ -107,7 +108,9 @@ def _legend(entries: Sequence[tuple[int, str]], width: int) -> Image.Image:
     image = Image.new("RGB", (width, y + LINE + MARGIN), "white")
     draw = ImageDraw.Draw(image)
     for index, name, x, y in places:
-        draw.rectangle((x, y + 2, x + 13, y + 15), fill=tuple(shown_palette()[index].tolist()), outline="black")
+        draw.rectangle(
+            (x, y + 2, x + 13, y + 15), fill=tuple(shown_colours(np.array(index, np.int16)).tolist()), outline="black"
+        )
         draw.text((x + 20, y), name, fill="black", font=letters)
     return image
 
@@ -123,10 +126,11 @@ def _row(networks: Networks, dataset: ImageDataset, index: int) -> Row:
     maps = [(_shrunk(confidence, small), _shrunk(category, small)) for confidence, category in strongest]
     panels, shown = _cam_panels(networks, small, maps)
     for title, indices in classes.items():
-        panels[title] = overlay(small, _shrunk(indices, small).astype(np.uint8))
-        shown |= set(torch.unique(indices).tolist())
+        panels[title] = overlay(small, _shrunk(indices, small))
+        shown |= set(indices[~ignored(indices)].unique().tolist())
     names = tuple(networks.classes[each] for each in present.tolist())
-    return Row(dataset.ids[index], names, panels, frozenset(shown | {each + 1 for each in present.tolist()}))
+    shown |= {each + 1 for each in present.tolist()}
+    return Row(dataset.ids[index], names, panels, frozenset(shown - {0}))
 
 
 def _cam_panels(
@@ -136,7 +140,7 @@ def _cam_panels(
     config = networks.config
     xi, xi_aux = (DEFAULT_THRESHOLD if value is None else value for value in networks.thresholds)
     confidence, category = maps[0]
-    pseudo_label = np.where(confidence >= xi, category, 0).astype(np.uint8)
+    pseudo_label = np.where(confidence >= xi, category, 0).astype(np.int16)
     panels = {"image": image, "CAM (AN)": class_map(image, confidence, category)}
     if len(maps) > 1:
         panels["CAM† (AN)"] = class_map(image, *maps[1])
@@ -164,11 +168,11 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _shrunk(map_: Tensor, image: Image.Image) -> np.ndarray:
-    """(H, W) confidences (bilinear) or class indices (nearest) at the size of `image`."""
+    """(H, W) confidences (bilinear) or class indices (nearest, in their own type) at the size of `image`."""
     size = (image.height, image.width)
     if map_.is_floating_point():
         return F.interpolate(map_[None, None], size=size, mode="bilinear", antialias=True)[0, 0].numpy()
-    return F.interpolate(map_[None, None].float(), size=size, mode="nearest-exact")[0, 0].long().numpy()
+    return F.interpolate(map_[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(map_.dtype).numpy()
 
 
 def _centred(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from cosa_fast.pictures.palette import shown_palette
+from cosa_fast.pictures.palette import shown_colours
 
 # Black, blue, red, yellow, white: equal steps of brightness, so that the map reads in grey, too.
 _HEAT = np.array([(0, 0, 0), (40, 20, 150), (200, 40, 70), (250, 180, 40), (255, 255, 220)], dtype=np.float64)
@@ -20,13 +20,14 @@ OPACITY = 0.55
 def overlay(
     image: Image.Image, classes: np.ndarray, names: Sequence[str] | None = None, opacity: float = OPACITY
 ) -> Image.Image:
-    """The RGB image with the (H, W) uint8 foreground classes laid over it, outlined; background stays as it is.
+    """The RGB image with the (H, W) foreground classes laid over it, outlined; background stays as it is.
 
-    names: of the classes 1.., written into their regions. 255 becomes light grey, without a name.
+    names: of the classes 1.., written into their regions. What is ignored (255, in int16 -1) becomes light grey,
+    without a name.
     """
-    colours = shown_palette()[classes]
+    colours = shown_colours(classes)
     pixels = np.array(image, dtype=np.float64)
-    foreground = classes > 0
+    foreground = classes != 0
     pixels[foreground] += opacity * (colours[foreground] - pixels[foreground])
     edge = _edges(classes, max(1, round(max(image.size) / 350)))
     # Bright inside and dark outside: one of the two shows on any ground.
@@ -41,7 +42,7 @@ def overlay(
 def class_map(image: Image.Image, confidence: np.ndarray, category: np.ndarray) -> Image.Image:
     """A CAM over the image in grey: (H, W) confidence in [0, 1] as the opacity of its category's colour."""
     grey = np.array(image.convert("L").convert("RGB"), dtype=np.float64)
-    colours = shown_palette()[category.astype(np.uint8)]
+    colours = shown_colours(category.astype(np.int16))
     weight = np.where(category > 0, np.clip(confidence, 0, 1), 0)[..., None]
     return Image.fromarray((grey + weight * (colours - grey)).round().astype(np.uint8))
 
@@ -70,14 +71,16 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def _edges(classes: np.ndarray, width: int) -> np.ndarray:
     """(H, W) bool: pixels with another class within `width` pixels."""
-    map_ = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8), mode="L")
+    _, numbers = np.unique(classes, return_inverse=True)
+    map_ = Image.fromarray(numbers.reshape(classes.shape).astype(np.uint8), mode="L")
     size = 2 * width + 1
     return np.array(map_.filter(ImageFilter.MaxFilter(size))) != np.array(map_.filter(ImageFilter.MinFilter(size)))
 
 
 def _write_names(image: Image.Image, classes: np.ndarray, names: Sequence[str]) -> None:
     draw, letters = ImageDraw.Draw(image), font(max(11, round(max(image.size) / 28)))
-    for index in sorted(set(np.unique(classes).tolist()) - {0, 255}):
+    ignored = -1 if classes.dtype == np.int16 else 255
+    for index in sorted(set(np.unique(classes).tolist()) - {0, ignored}):
         rows, columns = np.nonzero(classes == index)
         nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         left, top, right, bottom = draw.textbbox((0, 0), names[index - 1], font=letters)

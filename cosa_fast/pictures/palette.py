@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from cosa_fast.data_pipeline.datasets.masks import voc_palette
+
 # Laid over black and brown fur, light and dark skin, grass and sky they stay visible, and they keep apart for eyes
 # without red, green or blue cones (tests/pictures/test_pictures.py). More than eight cannot: classes share them.
 _SHOWN = (
@@ -21,14 +23,8 @@ IGNORED = (225, 225, 225)
 
 
 def palette() -> np.ndarray:
-    """(256, 3) uint8: the colours of PASCAL VOC.
-
-    Bit j of red, green, blue, counted from the top, is bit 3j, 3j + 1, 3j + 2 of the index: neighbours differ strongly.
-    """
-    index = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    bits = np.arange(8)
-    return ((((index[..., None] >> (3 * bits + channel[..., None])) & 1) << (7 - bits)).sum(-1)).astype(np.uint8)
+    """(256, 3) uint8: the colours of PASCAL VOC, in which neighbours differ strongly."""
+    return voc_palette()
 
 
 def shown_palette() -> np.ndarray:
@@ -38,13 +34,29 @@ def shown_palette() -> np.ndarray:
     return colours
 
 
+def shown_colours(classes: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: those of `shown_palette` for (H, W) class indices, uint8 (255: ignored) or int16 (-1)."""
+    return shown_palette()[_within_palette(classes, len(_SHOWN) * 31)]
+
+
 def palette_image(classes: np.ndarray) -> Image.Image:
-    """A palette image whose pixel values are the (H, W) uint8 class indices themselves."""
+    """An image whose pixel values are the (H, W) class indices themselves: a palette image of uint8, 16-bit grayscale
+    of int16."""
+    if classes.dtype == np.int16:
+        return Image.fromarray(classes.astype(np.uint16))
     image = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8), mode="L")
     image.putpalette(palette().tobytes())
     return image
 
 
 def colourise(classes: np.ndarray) -> Image.Image:
-    """(H, W) uint8 class indices (255: ignored) as an RGB image in VOC's colours."""
-    return Image.fromarray(palette()[classes])
+    """(H, W) class indices as an RGB image in the palette's colours: uint8 (255: ignored), or int16 (-1: ignored),
+    whose colours come again after 254 classes."""
+    return Image.fromarray(palette()[_within_palette(classes, 254)])
+
+
+def _within_palette(classes: np.ndarray, period: int) -> np.ndarray:
+    """Indices of a palette of 256: those of int16 come again after `period` classes, and -1 is the last colour."""
+    if classes.dtype != np.int16:
+        return classes
+    return np.where(classes > 0, (classes - 1) % period + 1, classes)

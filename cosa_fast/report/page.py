@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from cosa_fast.errors import first_line
 from cosa_fast.files import write_text
-from cosa_fast.pictures.palette import shown_palette
+from cosa_fast.pictures.palette import shown_colours
 from cosa_fast.report import curves, distributions
 from cosa_fast.report.drawing import Drawing
 from cosa_fast.report.reading import Record, Run, read_runs
@@ -161,7 +162,7 @@ def _gallery(run: Run) -> Record:
     found: Record = {"run": run.name, "iteration": 0, "legend": [], "groups": []}
     try:
         pictures = run.pictures or {"rows": [], "classes": [], "iteration": 0}
-        shown = sorted({index for row in pictures["rows"] for index in row["shown"]} - {0, 255})
+        shown = sorted({index for row in pictures["rows"] for index in row["shown"]})
         rows = [{key: row[key] for key in ("why", "id", "present", "quality", "panels")} for row in pictures["rows"]]
         groups = [
             {"title": title, "note": note, "rows": [row for row in rows if row["why"] == why]}
@@ -176,5 +177,5 @@ def _gallery(run: Run) -> Record:
 
 
 def _css(index: int) -> str:
-    red, green, blue = shown_palette()[index].tolist()
+    red, green, blue = shown_colours(np.array(index, np.int16)).tolist()
     return f"rgb({red},{green},{blue})"

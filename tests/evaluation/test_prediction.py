@@ -9,7 +9,8 @@ from PIL import Image
 from cosa_fast.config.schema import Config, EvalConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import Networks
-from cosa_fast.evaluation.prediction import Segmenter, file_sources
+from cosa_fast.evaluation.prediction import file_sources
+from cosa_fast.pictures.predictions import Predictor
 
 
 def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
     sizes: list[tuple[int, ...]] = []
     networks.an.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
     with Image.open(picture(tmp_path / "a.jpg", 900, 300)) as image:
-        classes = Segmenter(networks, max_side=96).segment(image)
+        classes = Predictor(networks, max_side=96).predict(image).classes
     assert sizes == [(2, 3, 32, 96)]
     assert classes.shape == (300, 900)
 
