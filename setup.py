@@ -36,12 +36,15 @@ setup(
         "jinja2>=3.1",
         "tqdm>=4.66",
     ],
+    entry_points={"console_scripts": ["cosa-fast=cosa_fast.__main__:run"]},
     extras_require={
         "coco": ["pycocotools>=2.0.8"],
         "bench": ["scikit-learn>=1.5", "scipy>=1.11"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "crf": ["pydensecrf2>=1.1"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "wandb": ["wandb>=0.18"],
+        "mlflow": ["mlflow-skinny>=2.16"],
         "xformers": ["xformers>=0.0.35"],
         "dev": [
             "onnx>=1.17",

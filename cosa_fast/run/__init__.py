@@ -12,6 +12,7 @@ folder: every path below runs/NAME, its lock
 replacing: an earlier run in the same folder, set aside and dropped
 data: configuration into data sets, augmentation, pipeline
 log: log.jsonl, TensorBoard, bar; means and speed
+trackers: Weights & Biases, MLflow
 manifest: versions, machine, commit, seed, data fingerprint
 profiling: --profile: trace and table
 """

@@ -35,6 +35,7 @@ from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
 from cosa_fast.run.resuming import Start, changes, find_start, restore
 from cosa_fast.run.signals import Signals, Stopped
+from cosa_fast.run.trackers import check_trackers
 
 # Below this share of the reliability mass the segmentation is being pulled to background (METHOD section 11).
 FOREGROUND_WARNING = 0.05
@@ -144,6 +145,7 @@ class _Run:
             self.metrics.load_state_dict(start.state.get("metrics", {"sums": {}, "counts": {}}), self.device)
             self.pipeline_before = start.state.get("pipeline", "torch")  # before DALI there was no other
             self.notes.append(changes(config, self.fingerprints, start))
+        check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
 
@@ -156,7 +158,7 @@ class _Run:
                 self.start.leave_newer()
                 evaluated = self.evaluated == self.start.iteration and not self._done
                 cut_log(self.folder.log, self.start.iteration, evaluated)
-        self.log = RunLog(self.folder, self.config.optim.iterations, self.engine.iteration) if main else SilentLog()
+        self.log = RunLog(self.folder, self.config, self.engine.iteration) if main else SilentLog()
         self.profiler = StepProfiler(profile if main else None, self.folder, self.log.message)
         self.evaluation = LoopEvaluation(
             self.engine, self.validation_set, self.pipeline, self.ranks, self.best, self.log
