@@ -17,16 +17,35 @@ import numpy as np
 from PIL import Image
 
 from cosa_fast.config.parsing import load_config
+from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.images import read_image
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import load_networks
-from cosa_fast.evaluation.prediction import MAX_SIDE, Segmenter
+from cosa_fast.evaluation.prediction import MAX_SIDE
 from cosa_fast.evaluation.result import EvalResult
+from cosa_fast.pictures.predictions import Predictor
+from cosa_fast.report.page import write
 from cosa_fast.run.evaluating import configure, evaluate_networks
-from cosa_fast.run.training import Summary, train
+from cosa_fast.run.training import Summary
+from cosa_fast.run.training import train as run_training
 
-__all__ = ["EvalResult", "LabelResult", "Summary", "evaluate", "load_config", "segment", "train"]
+__all__ = ["Config", "EvalResult", "LabelResult", "Summary", "evaluate", "load_config", "segment", "train"]
+
+
+def train(
+    config: Config, *, resume: str | Path | None = None, overwrite: bool = False, profile: int | None = None
+) -> Summary:
+    """Train as configured, and leave a run's folder with report.html; progress as in the command line.
+
+    Arguments, errors and what is saved when: as cosa_fast.run.training.train says.
+
+        summary = train(load_config("demo.yaml"), overwrite=True)
+        print(summary.results["an"].table())
+        summary.folder.report  # to open in a browser
+    """
+    resume = None if resume is None else str(resume)
+    return run_training(config, resume=resume, overwrite=overwrite, profile=profile, report=write)
 
 
 def evaluate(
@@ -71,8 +90,8 @@ def segment(
         masks[0].shape  # that of cat.jpg, upright
         (masks[0] == 8).mean()  # the cat's share of the image: cat is class 7 of VOC, counted from 0
     """
-    segmenter = Segmenter(load_networks(checkpoint), network=network, labels=labels, scales=scales, max_side=max_side)
-    return [segmenter.segment(_opened(image)) for image in images]
+    predictor = Predictor(load_networks(checkpoint), network=network, labels=labels, scales=scales, max_side=max_side)
+    return [predictor.predict(_opened(image)).classes for image in images]
 
 
 def _opened(image: str | Path | Image.Image) -> Image.Image:

@@ -48,19 +48,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     config = load_config("demo.yaml", parser.parse_args(argv).overrides)
+    from cosa_fast.report.page import write
     from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds
 
     started = time.perf_counter()
     print("CAMs alone", flush=True)
-    cam_only = train(baseline(config), overwrite=True)
+    cam_only = train(baseline(config), overwrite=True, report=write)
     if not cam_only.results:
         return 0  # stopped by a signal: the checkpoint is saved, there is nothing to compare
     print("CoSA", flush=True)
-    cosa = train(config, overwrite=True)
+    cosa = train(config, overwrite=True, report=write)
     if not cosa.results:
         return 0
     print(f"\n{report(cosa, cam_only)}\n")
-    print(f"pictures: {cosa.folder.gallery}   ({time.perf_counter() - started:.0f} s)")
+    print(f"report: {cosa.folder.report}   ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

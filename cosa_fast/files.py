@@ -45,10 +45,10 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, indented by 2, with null for numbers that JSON has not (NaN, infinities). UserError as in
-    `written_aside`."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write `value` as JSON, on one line if `indent` is None, with null for numbers that JSON has not (NaN,
+    infinities). UserError as in `written_aside`."""
+    write_text(path, json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -1,13 +1,16 @@
-"""Segment image files: `python -m cosa_fast.predict CKPT IMAGE... -o DIR`; CKPT may be a file of another program, such
-as the official release's.
+"""Segment images: `python -m cosa_fast.predict CKPT IMAGE ... -o DIR`, or all of a data set's split: `--split NAME`.
+CKPT may be what `export` wrote, or a file of another program, such as the official release's.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,73 +18,61 @@ from PIL import Image
 from torch import Tensor
 
 from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
-from cosa_fast.data_pipeline.datasets.images import read_image
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.cleaning import METHODS, Cleaner, check_methods
-from cosa_fast.evaluation.networks import load_networks
-from cosa_fast.evaluation.prediction import MAX_SIDE, Job, Segmenter, plan
-from cosa_fast.pictures.overlay import overlay
-from cosa_fast.pictures.palette import palette_image
+from cosa_fast.evaluation.cleaning import METHODS, check_methods
+from cosa_fast.evaluation.networks import Networks, load_networks
+from cosa_fast.evaluation.prediction import MAX_SIDE, Source, file_sources, require_free, split_sources
+from cosa_fast.files import write_json
+from cosa_fast.pictures import voc_test
+from cosa_fast.pictures.predictions import WHATS, Prediction, Predictor
+from cosa_fast.run.evaluating import configure
+
+OVERRIDE = re.compile(r"(data|teacher|eval|run)\.\w+=")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Segment images and print what was written. Returns the exit status."""
+    """Predict and print what was written. Returns the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
+    overrides = [text for text in arguments.images if OVERRIDE.match(text)]
+    places = [Path(text) for text in arguments.images if not OVERRIDE.match(text)]
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
-    jobs = plan(arguments.images, arguments.output)
-    check_methods([arguments.crf])
-    networks = load_networks(arguments.checkpoint, config=arguments.config)
+    _check(arguments, places)
+    sources = [] if arguments.split else file_sources(places)  # a wrong name is told before networks are read
+    networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=overrides)
     if networks.imported is not None:
         print(networks.imported)
-    _make_directory(arguments.output)
-    segmenter = Segmenter(
+    networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint))
+    if arguments.split:
+        networks, sources = _of_split(networks, arguments.split)
+    if arguments.voc_test:
+        voc_test.check_classes(networks.classes)
+    predictor = Predictor(
         networks,
+        arguments.what,
         network=NETWORKS[arguments.network],
         scales=arguments.scales,
         labels=labels,
+        threshold=arguments.threshold,
         max_side=arguments.max_side,
+        crf=arguments.crf,
+        crf_side=arguments.crf_side,
     )
-    failures: list[UserError] = []
-    images = _read(jobs, failures)
-    results: Iterable[tuple[Job, Image.Image, np.ndarray, str]]
-    if arguments.crf is None:
-        results = ((job, image, segmenter.segment(image), "") for job, image in images)
-    else:
-        results = _cleaned(images, segmenter, arguments.crf, networks.config.data.workers, arguments.crf_side)
-    for job, image, classes, remark in results:
-        _write(job, image, classes)
-        print(f"{job.image}: {describe(classes, networks.classes)}{remark} -> {job.mask}, {job.overlay.name}")
+    require_free(sources, lambda source: predictor.outputs(source.name, arguments.output))
+    _make_directory(arguments.output)
+    if networks.config.run.threads is not None:
+        torch.set_num_threads(networks.config.run.threads)
+    records, failures = _predict_all(predictor, sources, arguments.output)
+    about = {"checkpoint": arguments.checkpoint, "network": NETWORKS[arguments.network], "what": arguments.what}
+    about |= {"threshold": predictor.threshold, "classes": networks.classes, "images": records}
+    write_json(arguments.output / "scores.json", about)
+    print(f"written: {arguments.output / 'scores.json'} (scores, classes and areas of {len(records)} images)")
+    _hint(records, arguments.what)
     if failures:
-        raise UserError(f"{len(failures)} of {len(jobs)} images unreadable, the others are written: {failures[0]}")
+        raise UserError(f"{len(failures)} of {len(sources)} images unreadable, the others are written: {failures[0]}")
+    if arguments.voc_test:
+        print(f"written and checked: {_archive(records, arguments.output, arguments.voc_test)}")
     return 0
-
-
-def _read(jobs: Sequence[Job], failures: list[UserError]) -> Iterator[tuple[Job, Image.Image]]:
-    """The images that can be read; what is wrong with others is printed, and added to `failures`."""
-    for job in jobs:
-        try:
-            image = read_image(job.image)
-        except UserError as error:
-            failures.append(error)
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
-        yield job, image
-
-
-def _cleaned(
-    images: Iterable[tuple[Job, Image.Image]], segmenter: Segmenter, method: str, processes: int, side: int | None
-) -> Iterator[tuple[Job, Image.Image, np.ndarray, str]]:
-    """The images with their segmentations after the CRF, and how long that took."""
-
-    def problems() -> Iterator[tuple[tuple[Job, Image.Image], Tensor, Tensor]]:
-        for job, image in images:
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(segmenter.device)
-            yield (job, image), segmenter.probabilities(image), pixels
-
-    with Cleaner([method], processes, segmenter.device, side) as cleaner:
-        for (job, image), cleaned in cleaner.map(problems()):
-            result = cleaned[method]
-            yield job, image, result.labels.astype(segmenter.pixel_type), f" (CRF {result.seconds:.1f} s)"
 
 
 def describe(classes: np.ndarray, names: Sequence[str]) -> str:
@@ -91,20 +82,103 @@ def describe(classes: np.ndarray, names: Sequence[str]) -> str:
     return ", ".join(f"{names[index]} {counts[index] / classes.size:.1%}" for index in found) or "background only"
 
 
+def _predict_all(
+    predictor: Predictor, sources: Sequence[Source], directory: Path
+) -> tuple[dict[str, dict[str, Any]], list[UserError]]:
+    """The records of scores.json by name, and what could not be read."""
+    records, failures = {}, []
+
+    def readable() -> Iterator[tuple[Source, Image.Image, Tensor | None]]:
+        for source in sources:
+            try:
+                yield source, source.read(), source.present
+            except UserError as error:
+                failures.append(error)
+                print(f"skipped: {error}", file=sys.stderr)
+
+    for source, prediction in predictor.stream(readable()):
+        paths = predictor.write(prediction, source.name, directory)
+        records[source.name] = predictor.record(prediction)
+        shown = [str(paths[0]), *(str(path.relative_to(directory)) for path in paths[1:])]
+        print(f"{source.path}: {_found(prediction, predictor.classes)}{prediction.remark} -> {', '.join(shown)}")
+    return records, failures
+
+
+def _found(prediction: Prediction, names: Sequence[str]) -> str:
+    """`describe`, and for background alone what the classifier thought most likely."""
+    text = describe(prediction.classes, names)
+    if prediction.classes.any():
+        return text
+    best = int(prediction.seen.scores.argmax())
+    return f"{text} (the classifier's first guess: {names[best]}, {prediction.seen.scores[best].sigmoid():.0%})"
+
+
+def _hint(records: dict[str, dict[str, Any]], what: str) -> None:
+    empty = sum(record["areas"].get("background") == 1 for record in records.values())
+    if empty and what in ("segmentation", "cpl", "ensemble"):
+        lower = "" if what == "segmentation" else "; a lower --threshold makes more of the CAM foreground"
+        print(
+            f"hint: {empty} of {len(records)} images are background only: no pixel is surer of a class than of "
+            "background. --labels cat,dog says what is there, --what cam shows where the network looks" + lower
+        )
+
+
+def _of_split(networks: Networks, split: str) -> tuple[Networks, list[Source]]:
+    """The networks, under the names of the set's classes where their file has none, and its images."""
+    data = networks.config.data
+    classes = data.classes or (networks.classes if data.format == "folder" else None)
+    dataset = open_dataset(data.format, data.root, split, labels=data.labels, classes=classes, need_labels=False)
+    networks = networks.for_classes(dataset.classes)
+    if tuple(dataset.classes) != networks.classes:
+        raise UserError(f"--split {split}: {data.root} has other classes than the checkpoint; set data.classes")
+    sources = split_sources(dataset)
+    labelled = sum(source.present is not None for source in sources)
+    where = f"labels of {labelled} from {dataset.label_source}" if labelled else "no image labels"
+    print(f"{split} of {data.root}: {len(sources)} images, {where}")
+    return networks, sources
+
+
+def _archive(records: dict[str, dict[str, Any]], directory: Path, competition: str) -> Path:
+    archive = directory / f"{competition}_voc2012_test.tgz"
+    voc_test.pack({name: directory / "masks" / f"{name}.png" for name in records}, archive, competition)
+    sizes = {name: (record["width"], record["height"]) for name, record in records.items()}
+    voc_test.check(archive, sizes, competition)
+    return archive
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cosa_fast.predict",
-        description="Segment images: DIR/NAME.png (palette image, pixel = class index) and DIR/NAME_overlay.jpg.",
+        description="Masks as palette images (pixel = class index), overlays, CAMs or logits of images, each in a "
+        "folder of its own below DIR, and scores.json.",
     )
-    parser.add_argument("checkpoint", help="a file of runs/NAME/checkpoints, or a weight file of another program")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument(
+        "checkpoint", help="a file of runs/NAME/checkpoints, an exported .safetensors, or a file of another program"
+    )
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image files, or folders of them; also settings to change, such as data.root=FOLDER eval.flip=false",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made if absent")
+    parser.add_argument(
+        "--split", metavar="NAME", help="in place of IMAGE: all of a split of the checkpoint's data set (data.root)"
+    )
+    parser.add_argument(
+        "--what",
+        choices=WHATS,
+        default=WHATS[0],
+        help="segmentation; cpl: the CAM's pseudo-label at ξ; ensemble: that of both CAMs; cam and logits as .npz. "
+        "CAMs are those of the split's labels or of --labels, else of the classes that the classifier finds",
+    )
     parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
     parser.add_argument(
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
     parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
+    parser.add_argument("--threshold", type=_threshold, metavar="X", help="of cpl and ensemble, in place of ξ")
     parser.add_argument(
         "--max-side",
         type=_side,
@@ -112,10 +186,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help=f"longer images are shrunk to this for the network, the result keeps their size; default {MAX_SIDE}",
     )
+    parser.add_argument(
+        "--voc-test",
+        nargs="?",
+        const="comp6",
+        choices=voc_test.COMPETITIONS,
+        help="with --split test: also DIR/comp6_voc2012_test.tgz for the VOC test server (comp5: no outside data)",
+    )
     parser.add_argument("--crf", choices=tuple(METHODS), help="clean the segmentation up by a CRF")
     add_crf_side(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def _check(arguments: argparse.Namespace, places: Sequence[Path]) -> None:
+    """UserError for options that do not go together."""
+    if bool(arguments.split) == bool(places):
+        raise UserError("give either images, or --split NAME for those of the checkpoint's data set")
+    if arguments.threshold is not None and arguments.what not in ("cpl", "ensemble"):
+        raise UserError(f"--threshold is for --what cpl and ensemble; {arguments.what} has none")
+    if arguments.crf is not None and arguments.what != "segmentation":
+        raise UserError(f"--crf cleans segmentations up; leave out --what {arguments.what}")
+    check_methods([arguments.crf])
+    if arguments.voc_test and (arguments.what != "segmentation" or not arguments.split):
+        raise UserError("--voc-test packs the segmentation of a whole split: give --split test, and no --what")
 
 
 def _scales(text: str) -> tuple[float, ...]:
@@ -126,6 +220,16 @@ def _scales(text: str) -> tuple[float, ...]:
     if not values or not all(0.1 <= value <= 8 for value in values):
         raise UserError(f"--scales {text}: give numbers from 0.1 to 8 with commas between, for example 1,0.5,1.5")
     return values
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UserError(f"--threshold {text}: give a number from 0 to 1, for example 0.4")
+    return value
 
 
 def _side(text: str) -> int:
@@ -139,14 +243,6 @@ def _make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"-o {path}: cannot make this folder ({error.strerror}); choose another") from error
-
-
-def _write(job: Job, image: Image.Image, classes: np.ndarray) -> None:
-    try:
-        palette_image(classes).save(job.mask)
-        overlay(image, classes).save(job.overlay, quality=90)
-    except OSError as error:
-        raise UserError(f"{job.mask.parent}: cannot write {job.mask.name} ({error.strerror or error})") from error
 
 
 if __name__ == "__main__":

@@ -26,9 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     folder = RunFolder.of(config)
     another_s = set() if arguments.resume else _checkpoints(folder)
     with resumable(lambda: not _checkpoints(folder) <= another_s):
+        from cosa_fast.report.page import write
         from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds
 
-        summary = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
+        summary = train(
+            config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile, report=write
+        )
     for name, result in summary.results.items():
         print(f"\n{name.upper()} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
     if summary.results:

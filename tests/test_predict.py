@@ -1,20 +1,29 @@
 """python -m cosa_fast.predict: what is written, what is never touched, and what happens when something is wrong."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_support import CLASSES, TINY_MODEL, picture, random_network, save_networks
+from evaluation_support import (
+    CLASSES,
+    TINY_MODEL,
+    block_masks,
+    picture,
+    random_network,
+    save_networks,
+    write_voc,
+)
 from PIL import Image
 
 from cosa_fast import cli, predict
-from cosa_fast.config.schema import Config, DataConfig, EvalConfig
-from cosa_fast.data_pipeline.views.pixels import normalise
+from cosa_fast.config.schema import Config, DataConfig, EvalConfig, OptimConfig
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.inference import segment
+from cosa_fast.evaluation.cam import strongest
 from cosa_fast.evaluation.networks import load_networks
+from cosa_fast.evaluation.seeing import see
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +47,10 @@ def test_pixels_of_the_png_are_the_class_indices(trained: Path, tmp_path: Path) 
     assert predict.main([str(trained), str(source), "-o", str(output)]) == 0
     networks = load_networks(trained)
     with Image.open(source) as image:
-        pixels = normalise(image.convert("RGB"), networks.config.data.mean, networks.config.data.std)
-    expected = segment(networks.an, pixels, (70, 100), (1.0, 0.5), flip=True).numpy()
+        expected = see(networks.an, networks.config, image.convert("RGB")).segmentation.numpy()
     assert len(np.unique(expected)) > 1
-    assert np.array_equal(indices(output / "a.png"), expected)
-    with Image.open(output / "a_overlay.jpg") as image:
+    assert np.array_equal(indices(output / "masks/a.png"), expected)
+    with Image.open(output / "overlays/a.jpg") as image:
         assert image.size == (100, 70)
 
 
@@ -53,7 +61,7 @@ def test_network_and_scales_are_those_asked_for(trained: Path, tmp_path: Path) -
     for number, each in enumerate(options):
         output = tmp_path / str(number)
         predict.main([str(trained), str(source), "-o", str(output), *each])
-        results.append(indices(output / "a.png"))
+        results.append(indices(output / "masks/a.png"))
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
     assert np.array_equal(results[0], results[3])
@@ -64,10 +72,10 @@ def test_labels_limit_what_may_be_predicted(trained: Path, tmp_path: Path) -> No
     source = picture(tmp_path / "a.jpg", 64, 64)
     free, aware = tmp_path / "free", tmp_path / "aware"
     predict.main([str(trained), str(source), "-o", str(free)])
-    missing = next(index for index in (1, 2, 3) if (indices(free / "a.png") == index).any())
+    missing = next(index for index in (1, 2, 3) if (indices(free / "masks/a.png") == index).any())
     others = [name for index, name in enumerate(CLASSES, start=1) if index != missing]
     predict.main([str(trained), str(source), "-o", str(aware), "--labels", ", ".join(others)])
-    assert not (indices(aware / "a.png") == missing).any()
+    assert not (indices(aware / "masks/a.png") == missing).any()
 
 
 def test_folders_are_searched_for_images_and_everything_written_is_printed(
@@ -81,11 +89,12 @@ def test_folders_are_searched_for_images_and_everything_written_is_printed(
     extra = picture(tmp_path / "c.jpg")
     output = tmp_path / "new" / "out"
     predict.main([str(trained), str(folder), str(extra), str(folder / "b.jpg"), "-o", str(output)])
-    names = sorted(path.name for path in output.iterdir())
-    assert names == ["a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "c.png", "c_overlay.jpg"]
+    names = sorted(str(path.relative_to(output)) for path in output.rglob("*.*"))
+    wanted = [f"masks/{name}.png" for name in "abc"]
+    assert names == [*wanted, *(f"overlays/{name}.jpg" for name in "abc"), "scores.json"]
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3
-    assert all(any(str(output / name) in line for line in printed) for name in ("a.png", "b.png", "c.png"))
+    assert len(printed) == 4
+    assert all(any(str(output / name) in line for line in printed) for name in (*wanted, "scores.json"))
 
 
 def test_unreadable_image_costs_no_other_and_gives_status_2(
@@ -99,7 +108,7 @@ def test_unreadable_image_costs_no_other_and_gives_status_2(
     output = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["predict", str(trained), str(folder), "-o", str(output)])
     assert cli.run_cli(predict.main) == 2
-    assert sorted(path.name for path in output.glob("*.png")) == ["a.png", "c.png"]
+    assert sorted(path.name for path in output.glob("masks/*.png")) == ["a.png", "c.png"]
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("error: 1 of 3 images unreadable, the others are written")
     assert "b.jpg" in errors[-1]
@@ -116,28 +125,29 @@ def test_a_crf_cleans_what_is_predicted_and_damaged_images_do_not_stop_it(
     for output, options in ((plain, []), (clean, ["--crf", "ours"])):
         with pytest.raises(UserError, match="1 of 3 images unreadable"):
             predict.main([str(trained), str(folder), "-o", str(output), *options])
-    assert sorted(path.name for path in clean.glob("*.png")) == ["a.png", "c.png"]
-    assert not np.array_equal(indices(plain / "a.png"), indices(clean / "a.png"))
+    assert sorted(path.name for path in clean.glob("masks/*.png")) == ["a.png", "c.png"]
+    assert not np.array_equal(indices(plain / "masks/a.png"), indices(clean / "masks/a.png"))
     assert capsys.readouterr().out.count("(CRF ") == 2
 
 
 def test_inputs_are_never_overwritten(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    source = picture(folder / "a.png")
+    source = picture(folder / "masks" / "a.png")
     before = source.read_bytes()
     with pytest.raises(UserError, match="would be overwritten"):
         predict.main([str(trained), str(source), "-o", str(folder)])
     assert source.read_bytes() == before
     jpeg = picture(folder / "b.jpg")
-    os.link(jpeg, folder / "b.png")  # another name of the same input
+    os.link(jpeg, folder / "masks" / "b.png")  # another name of the same input
     with pytest.raises(UserError, match="would be overwritten"):
         predict.main([str(trained), str(jpeg), "-o", str(folder)])
 
 
 def test_result_of_one_image_that_is_another_input_is_refused(trained: Path, tmp_path: Path) -> None:
-    first, second = picture(tmp_path / "a.jpg"), picture(tmp_path / "a_overlay.jpg")
-    with pytest.raises(UserError, match=r"a_overlay\.jpg is an input"):
-        predict.main([str(trained), str(first), str(second), "-o", str(tmp_path)])
+    first, second = picture(tmp_path / "a.jpg"), picture(tmp_path / "overlays" / "a.jpg")
+    with pytest.raises(UserError, match=r"overlays/a\.jpg is an input"):
+        predict.main([str(trained), str(first), str(tmp_path / "overlays"), "-o", str(tmp_path)])
+    assert second.is_file()
 
 
 def test_two_images_of_one_name_are_refused_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
@@ -151,9 +161,9 @@ def test_two_images_of_one_name_are_refused_before_anything_is_written(trained: 
 def test_earlier_results_are_replaced(trained: Path, tmp_path: Path) -> None:
     source, output = picture(tmp_path / "a.jpg"), tmp_path / "out"
     predict.main([str(trained), str(source), "-o", str(output), "--network", "student"])
-    student = indices(output / "a.png")
+    student = indices(output / "masks/a.png")
     predict.main([str(trained), str(source), "-o", str(output)])
-    assert not np.array_equal(indices(output / "a.png"), student)
+    assert not np.array_equal(indices(output / "masks/a.png"), student)
 
 
 def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_path: Path) -> None:
@@ -163,7 +173,7 @@ def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_pa
     with Image.open(source) as image:
         image.save(source, exif=exif)
     predict.main([str(trained), str(source), "-o", str(tmp_path / "out")])
-    assert indices(tmp_path / "out" / "a.png").shape == (60, 32)
+    assert indices(tmp_path / "out" / "masks/a.png").shape == (60, 32)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +182,18 @@ def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_pa
         (["--labels", "cat,dgo"], "--labels: there is no class 'dgo' .*'dog'"),
         (["--scales", "big"], "--scales big"),
         (["--scales", "0"], "--scales 0"),
-        (["--max-side", "-3"], "--max-side"),
+        (["--max-side=-3"], "--max-side"),
+        (["--threshold", "2"], "--threshold 2"),
+        (["--threshold", "0.3"], "--threshold is for"),
+        (["--crf=ours", "--what=cam"], "--crf cleans segmentations"),
+        (["--split", "val"], "either images, or --split"),
+        (["--voc-test", "comp6"], "--split test"),
     ],
 )
 def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
     source = picture(tmp_path / "a.jpg")
     with pytest.raises(UserError, match=message) as caught:
-        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *[f"{options[0]}={options[1]}"]])
+        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), *options])
     assert "\n" not in str(caught.value)
 
 
@@ -193,3 +208,95 @@ def test_description_lists_classes_by_size() -> None:
     classes = np.array([[0, 1, 1, 3], [3, 3, 0, 0]])
     assert predict.describe(classes, CLASSES) == "horse 37.5%, cat 25.0%"
     assert predict.describe(np.zeros((2, 2), np.int64), CLASSES) == "background only"
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def with_thresholds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose run had ξ and ξ†."""
+    torch.set_num_threads(1)
+    config = Config(model=TINY_MODEL, eval=EvalConfig(scales=(1.0,)), optim=OptimConfig(cotrain_after=0))
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
+    return save_networks(path, random_network(0), random_network(1), config, thresholds=(0.4, 0.6))
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A set in VOC's layout with labels of its first image alone: a cat and a horse."""
+    root = write_voc(tmp_path / "voc", block_masks())
+    (root / "labels.json").write_text(json.dumps({"0": ["cat", "horse"]}))
+    return root
+
+
+def test_pseudo_labels_of_a_split_are_those_of_its_labels(with_thresholds: Path, voc: Path, tmp_path: Path) -> None:
+    networks = load_networks(with_thresholds)
+    found = {}
+    for what in ("cpl", "ensemble", "cam"):
+        output = tmp_path / what
+        arguments = [str(with_thresholds), "--split", "val", f"data.root={voc}", "--what", what]
+        assert predict.main([*arguments, "-o", str(output)]) == 0
+        found[what] = output
+    with Image.open(voc / "JPEGImages/0.jpg") as image:
+        seen = see(networks.an, networks.config, image.convert("RGB"), torch.tensor([0, 2]))
+    confidence, category = seen.strongest()
+    assert np.array_equal(indices(found["cpl"] / "masks/0.png"), category * (confidence >= 0.4))
+    confidence, category = strongest(seen.ensemble(), seen.present)
+    assert np.array_equal(indices(found["ensemble"] / "masks/0.png"), category * (confidence >= 0.5))
+    cams = arrays(found["cam"] / "cams/0.npz")
+    assert cams["classes"].tolist() == [1, 3]
+    np.testing.assert_allclose(cams["cam"], seen.cams[0], atol=1e-3)
+    np.testing.assert_allclose(cams["cam_aux"], seen.cams[1], atol=1e-3)
+    assert (found["cam"] / "overlays/0.jpg").is_file()
+    assert not (found["cam"] / "masks").exists()
+    record = json.loads((found["cpl"] / "scores.json").read_text())
+    assert record["threshold"] == pytest.approx(0.4)
+    assert record["images"]["0"]["present"] == ["cat", "horse"]
+    scores = torch.tensor(list(record["images"]["1"]["scores"].values()))
+    assert record["images"]["1"]["present"] == [n for n, score in zip(CLASSES, scores, strict=True) if score > 0.5]
+    areas = record["images"]["0"]["areas"]
+    assert sum(areas.values()) == pytest.approx(1)
+    assert areas["background"] == pytest.approx((indices(found["cpl"] / "masks/0.png") == 0).mean())
+
+
+def test_logits_lead_to_the_segmentation(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg", 64, 48)
+    predict.main([str(trained), str(source), "-o", str(tmp_path / "l"), "--what", "logits"])
+    predict.main([str(trained), str(source), "-o", str(tmp_path / "s")])
+    logits = arrays(tmp_path / "l/logits/a.npz")["logits"]
+    assert logits.shape == (4, 48, 64)
+    assert (logits.argmax(0) == indices(tmp_path / "s/masks/a.png")).mean() > 0.99
+    assert not (tmp_path / "l" / "masks").exists()
+
+
+def test_a_pseudo_label_needs_a_threshold(trained: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.jpg", 64, 48)
+    with pytest.raises(UserError, match=r"no threshold ξ .*--threshold 0\.4"):
+        predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), "--what", "cpl"])
+    assert predict.main([str(trained), str(source), "-o", str(tmp_path / "out"), "--what", "cpl", "--threshold=0"]) == 0
+    predict.main(
+        [str(trained), str(source), "-o", str(tmp_path / "all"), "--what=cpl", "--threshold=0", "--labels=cat"]
+    )
+    assert (indices(tmp_path / "all/masks/a.png") == 1).all()
+
+
+def test_background_only_is_explained(
+    with_thresholds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.png"
+    Image.new("RGB", (64, 48), "grey").save(source)
+    arguments = [str(with_thresholds), str(source), "-o", str(tmp_path / "out"), "--what=cpl"]
+    predict.main([*arguments, "--threshold=1", "--labels=cat"])  # M' stays a little below 1
+    out = capsys.readouterr().out
+    assert "background only (the classifier's first guess: " in out
+    assert "hint: 1 of 1 images are background only" in out
+
+
+def test_a_split_whose_classes_differ_is_refused(trained: Path, voc: Path, tmp_path: Path) -> None:
+    (voc / "classes.txt").write_text("ape\nbee\ncow\n")
+    (voc / "labels.json").write_text("{}")
+    with pytest.raises(UserError, match="other classes"):
+        predict.main([str(trained), "--split", "val", f"data.root={voc}", "-o", str(tmp_path / "out")])

@@ -186,6 +186,14 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Services that follow the run besides its folder (run/trackers.py): optional extras of the same names."""
+
+    wandb: bool = False
+    mlflow: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that defines a run; written to the run's folder as config.yaml."""
 
@@ -197,6 +205,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def check_combinations(config: Config, where: str) -> None:

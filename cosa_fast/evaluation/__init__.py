@@ -3,10 +3,14 @@
 evaluator: a network over a set: mIoU of segmentation, CAM, CAM†, ensemble
 label_only: what can be known without masks: image AP, agreement of CAM and segmentation
 result: the figures of an evaluation, and their table
+observed: what a report draws besides the figures: confusions, confidences, quality per image
 metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales
 cam: M' of one image
+seeing: all that a network says of one image: classes, CAMs, segmentation
 crf: mean-field CRF on the exact dense filter, or on pydensecrf
+exporting: a network for other programs: one graph, and its files: safetensors, torch.export, ONNX
+exported: the .safetensors among them, written and read back
 cleaning: segmentations through the CRF, several images at a time
 crf_scores: mIoU with and without the CRF, its time, how far its two methods agree
 networks: networks back from a file, a checkpoint or another program's

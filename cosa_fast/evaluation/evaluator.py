@@ -26,7 +26,14 @@ from cosa_fast.evaluation.inference import (
     summed_logits,
 )
 from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
-from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
+from cosa_fast.evaluation.metrics import (
+    ConfusionMatrix,
+    ThresholdSweep,
+    average_precision,
+    mean_iou,
+    threshold_grid,
+)
+from cosa_fast.evaluation.observed import Observed, Observer
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
 if TYPE_CHECKING:
@@ -118,9 +125,10 @@ class Evaluator:
                     progress(done, len(own))
 
     def _by_masks(self, outputs: Iterator[Seen], chosen: Sequence[int], thresholds: Thresholds) -> EvalResult:
-        counts = _Counts(("background", *self._classes), self._config.eval.cam_step, thresholds, self._device)
-        for _, truth, output in outputs:
-            self._count(output, truth, counts)
+        counts = _Counts(("background", *self._classes), self._config.eval.cam_step, thresholds, self._device, chosen)
+        for index, truth, output in outputs:
+            with counts.observer.image(index, counts.label_free):
+                self._count(output, index, truth, counts)
         for tensor in counts.tensors():
             self._ranks.sum_(tensor)
         return counts.result(len(chosen), self._indices, self._coexistence)
@@ -129,23 +137,29 @@ class Evaluator:
         self, outputs: Iterator[Seen], chosen: Sequence[int], threshold: float | None, dataset: ImageDataset
     ) -> LabelResult:
         counts = LabelCounts(self._classes, len(chosen), threshold, self._device)
+        observer = Observer(chosen, self._device)
         position = {index: position for position, index in enumerate(chosen)}
         for index, truth, output in outputs:
             present = torch.from_numpy(dataset.labels(index)).nonzero()[:, 0].to(self._device)
-            self._count_by_labels(output, position[index], present, (truth.shape[0], truth.shape[1]), counts)
-        for tensor in counts.tensors():
+            with observer.image(index, counts.agreement):
+                confidence, category = self._count_by_labels(output, position[index], present, truth, counts)
+            observer.add_map("cam", confidence, category, truth)
+        for tensor in (*counts.tensors(), *observer.tensors()):
             self._ranks.sum_(tensor)
-        return counts.result()
+        result = counts.result()
+        return replace(result, observed=observer.observed(counts.agreement.counts, result.image_ap))
 
     def _count_by_labels(
         self,
         outputs: dict[float, Outputs],
         position: int,
         present: Tensor,
-        size: tuple[int, int],
+        truth: Tensor,
         counts: LabelCounts,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
+        """Returns ν and ŷ, (H, W) as the truth, of which nothing but the size is used."""
         segmentation, cams = self._config.eval, self._config.teacher
+        size = (truth.shape[0], truth.shape[1])
         own = [outputs[scale] for scale in cams.scales]
         counts.add_labels(position, [_rows(output.logits, cams.flip) for output in own], present)
         maps = normalised_cams([_rows(output.cam, cams.flip) for output in own], present, size)
@@ -153,6 +167,7 @@ class Evaluator:
         segs = [_rows(outputs[scale].segmentation(), segmentation.flip) for scale in segmentation.scales]
         for rows, logits in summed_logits(segs, size):
             counts.add_pixels(confidence[rows], category[rows], best_class(logits))
+        return confidence, category
 
     def _forward(self, network: CoSANet, images: Tensor) -> dict[float, Outputs]:
         segmentation, cams = self._config.eval, self._config.teacher
@@ -165,12 +180,14 @@ class Evaluator:
             dtype=self._dtype,
         )
 
-    def _count(self, outputs: dict[float, Outputs], truth: Tensor, counts: _Counts) -> None:
-        """Add one image: its outputs by scale, its mask (H, W) uint8."""
+    def _count(self, outputs: dict[float, Outputs], index: int, truth: Tensor, counts: _Counts) -> None:
+        """Add one image: its outputs by scale, its index in the set, its mask (H, W) uint8."""
         segmentation, cams = self._config.eval, self._config.teacher
         present = classes_in(truth)
         counts.add_segmentation([outputs[scale] for scale in segmentation.scales], segmentation.flip, present, truth)
-        counts.add_cams([outputs[scale] for scale in cams.scales], cams.flip, present, truth)
+        own = [outputs[scale] for scale in cams.scales]
+        counts.add_cams(own, cams.flip, present, truth)
+        counts.add_labels(index, [_rows(output.logits, cams.flip) for output in own], present)
 
 
 class _CamCounts:
@@ -181,11 +198,13 @@ class _CamCounts:
         self.sweep = ThresholdSweep(num_classes, threshold_grid(step), device)
         self.at_threshold = ConfusionMatrix(num_classes, device)
 
-    def add(self, maps: Tensor, present: Tensor, truth: Tensor) -> None:
+    def add(self, maps: Tensor, present: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns ν and ŷ, (H, W) each."""
         confidence, category = strongest(maps, present)
         self.sweep.update(confidence, category, truth)
         if self.threshold is not None:
             self.at_threshold.update(category * (confidence >= self.threshold), truth)
+        return confidence, category
 
     def tensors(self) -> list[Tensor]:
         return [self.sweep.counts, self.at_threshold.counts]
@@ -207,7 +226,8 @@ class _Counts:
         classes: tuple[str, ...],
         step: float,
         thresholds: Thresholds,
-        device: torch.device | str,
+        device: torch.device,
+        images: Sequence[int],
     ) -> None:
         num_classes = len(classes)
 
@@ -220,6 +240,15 @@ class _Counts:
         self.label_aware = ConfusionMatrix(num_classes, device)
         self.cam, self.cam_label_free, self.cam_aux = cam(main), cam(main), cam(aux)
         self.ensemble = cam(None if main is None or aux is None else (main + aux) / 2)
+        self.observer = Observer(images, device)
+        self._position = {index: position for position, index in enumerate(images)}
+        self._scores = torch.zeros(len(images), num_classes - 1, dtype=torch.float64, device=device)
+        self._present = torch.zeros_like(self._scores)
+
+    def add_labels(self, index: int, logits: Sequence[Tensor], present: Tensor) -> None:
+        """index: of the image in its set; logits: (1 or 2, C) per scale of the CAMs; present as below."""
+        self._scores[self._position[index]] = torch.cat(list(logits)).double().mean(0)
+        self._present[self._position[index], present] = 1
 
     def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
         """outputs: one per scale of the segmentation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
@@ -234,19 +263,21 @@ class _Counts:
         size = (truth.shape[0], truth.shape[1])
         cams = [_rows(output.cam, flip) for output in outputs]
         maps = normalised_cams(cams, present, size)
-        self.cam.add(maps, present, truth)
+        self.observer.add_map("cam", *self.cam.add(maps, present, truth), truth)
         predicted = predicted_classes([_rows(output.logits, flip) for output in outputs])
         self.cam_label_free.add(normalised_cams(cams, predicted, size), predicted, truth)
         aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
         if aux:
             maps_aux = normalised_cams(aux, present, size)
-            self.cam_aux.add(maps_aux, present, truth)
+            self.observer.add_map("cam_aux", *self.cam_aux.add(maps_aux, present, truth), truth)
             self.ensemble.add((maps + maps_aux) / 2, present, truth)
 
     def tensors(self) -> list[Tensor]:
         """All that is counted, to be summed over ranks."""
         cams = (self.cam, self.cam_label_free, self.cam_aux, self.ensemble)
-        return [self.label_free.counts, self.label_aware.counts, *(counts for cam in cams for counts in cam.tensors())]
+        counted = [counts for cam in cams for counts in cam.tensors()]
+        own = [self.label_free.counts, self.label_aware.counts, self._scores, self._present]
+        return [*own, *counted, *self.observer.tensors()]
 
     def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
         has_aux = bool(self.cam_aux.sweep.counts.any())
@@ -261,7 +292,14 @@ class _Counts:
             cam_aux=self.cam_aux.score(indices, coexistence) if has_aux else None,
             ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
             foreground_share_true=self.label_free.foreground_shares()[0],
+            observed=self._observed(indices, has_aux),
         )
+
+    def _observed(self, indices: Sequence[int], has_aux: bool) -> Observed:
+        cams = {"cam": self.cam, **({"cam_aux": self.cam_aux} if has_aux else {})}
+        sweep = {name: (100 * mean_iou(cam.sweep.iou(), indices)).tolist() for name, cam in cams.items()}
+        image_ap = (100 * average_precision(self._scores, self._present > 0)).tolist()
+        return self.observer.observed(self.label_free.counts, image_ap, self.cam.sweep.grid, sweep)
 
 
 def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> Score:

@@ -110,31 +110,6 @@ def _interpolate_rows(maps: Tensor, rows: slice, height: int) -> Tensor:
     return torch.lerp(maps[:, above], maps[:, below], (source - above)[:, None])
 
 
-def segment(
-    model: CoSANet,
-    image: Tensor,
-    size: tuple[int, int],
-    scales: Sequence[float],
-    *,
-    flip: bool,
-    allowed: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Segmentation of one image: (H, W) = size, uint8 in 0..C (int16 for more than 254 classes), on the CPU.
-
-    image: (3, h, w) normalised, on the model's device; its size is scale 1, and need not be `size`.
-    allowed: (K,) bool, the classes that may be predicted (label-aware); None leaves all of them in (label-free).
-    dtype: as in `forward_scales`.
-    """
-    with inference(model):
-        outputs = forward_scales(model, image[None], scales, flip=flip, seg_scales=scales, dtype=dtype)
-        segs = [output.seg for output in outputs.values() if output.seg is not None]
-        prediction = torch.empty(size, dtype=torch.uint8 if segs[0].shape[1] <= 255 else torch.int16)
-        for rows, logits in summed_logits(segs, size):
-            prediction[rows] = best_class(logits, allowed).to("cpu", prediction.dtype)
-    return prediction
-
-
 def allowed_classes(present: Tensor, num_classes: int) -> Tensor:
     """(K,) bool for `best_class`: the background and the present classes ((P,) integer in 0..C-1)."""
     allowed = torch.zeros(num_classes, dtype=torch.bool, device=present.device)

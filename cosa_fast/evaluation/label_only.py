@@ -4,12 +4,13 @@ segmentation agree. No figure here measures the segmentation against a truth."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cosa_fast.evaluation.metrics import ConfusionMatrix, average_precision, mean_iou
+from cosa_fast.evaluation.observed import Observed
 from cosa_fast.evaluation.result import extent, shortened
 
 # Before there is a ξ, the CAM's pseudo-label is cut at this one.
@@ -25,6 +26,7 @@ class LabelResult:
     on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
     of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
     foreground_cam: shares of all pixels in [0, 1]. set_size: images of the whole set, where only some were evaluated.
+    observed: what a report draws.
     """
 
     images: int
@@ -36,6 +38,7 @@ class LabelResult:
     foreground_cam: float
     threshold: float
     set_size: int | None = None
+    observed: Observed | None = field(default=None, repr=False, compare=False)
 
     @property
     def extent(self) -> str:
@@ -94,7 +97,7 @@ class LabelCounts:
         self._classes = tuple(classes)
         self._scores = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
         self._present = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
-        self._agreement = ConfusionMatrix(len(classes) + 1, device)
+        self.agreement = ConfusionMatrix(len(classes) + 1, device)
 
     def add_labels(self, position: int, logits: Sequence[Tensor], present: Tensor) -> None:
         """The image at `position` of those evaluated. logits: one (1 or 2, C) per scale; present: (P,) in 0..C-1."""
@@ -103,21 +106,21 @@ class LabelCounts:
 
     def add_pixels(self, confidence: Tensor, category: Tensor, segmentation: Tensor) -> None:
         """confidence, category, segmentation: (H, W), category and segmentation in 0..C."""
-        self._agreement.update(segmentation, category * (confidence >= self.threshold))
+        self.agreement.update(segmentation, category * (confidence >= self.threshold))
 
     def tensors(self) -> list[Tensor]:
         """All that is counted, to be summed over ranks."""
-        return [self._scores, self._present, self._agreement.counts]
+        return [self._scores, self._present, self.agreement.counts]
 
     def result(self) -> LabelResult:
-        counts = self._agreement.counts.double()
+        counts = self.agreement.counts.double()
         pixels = counts.sum().clamp(min=1)
         return LabelResult(
             images=len(self._scores),
             classes=self._classes,
             image_ap=tuple((100 * average_precision(self._scores, self._present > 0)).tolist()),
             counts=tuple(self._present.sum(0).long().tolist()),
-            agreement=tuple((100 * self._agreement.iou()).tolist()),
+            agreement=tuple((100 * self.agreement.iou()).tolist()),
             foreground_seg=float(1 - counts[:, 0].sum() / pixels),
             foreground_cam=float(1 - counts[0].sum() / pixels),
             threshold=self.threshold,

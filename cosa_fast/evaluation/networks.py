@@ -11,6 +11,7 @@ from torch import Tensor
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, first_line
+from cosa_fast.evaluation.exported import read_export
 from cosa_fast.evaluation.imported import import_network
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
@@ -103,12 +104,16 @@ def load_networks(
     config: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Networks:
-    """Both networks of a checkpoint in eval mode, with their configuration; or the one network of any other weight
-    file, for which `config` (a YAML file) and `overrides` tell what the file does not (imported.py).
+    """Both networks of a checkpoint in eval mode, with their configuration; the one network of an exported file, with
+    its own; or the one network of any other weight file, for which `config` (a YAML file) and `overrides` tell what the
+    file does not (imported.py).
 
     UserError: a file that cannot be read, a checkpoint that is not whole, weights that do not fit; `config` given for a
     checkpoint, which has its own.
     """
+    exported = _exported(Path(path), device) if config is None else None
+    if exported is not None:
+        return exported
     content = _read(Path(path), device)
     if not is_checkpoint(content):
         found, classes, network, report, iteration = import_network(content, str(path), config, overrides)
@@ -117,6 +122,15 @@ def load_networks(
     if config is not None:
         raise UserError(f"--config {config}: {path} has a configuration of its own; change it with key=value")
     return _of_checkpoint(_completed(content), path, device)
+
+
+def _exported(path: Path, device: str | torch.device) -> Networks | None:
+    """What `export` wrote: one network, which stands for both."""
+    found = read_export(path) if path.suffix == ".safetensors" and path.is_file() else None
+    if found is None:
+        return None
+    network = found.network.to(device).eval().requires_grad_(False)
+    return Networks(found.config, found.classes, found.iteration, network, network, found.thresholds)
 
 
 def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.device) -> Networks:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+
+from cosa_fast.evaluation.observed import Observed
 
 COLUMNS = 100
 
@@ -47,7 +49,7 @@ class EvalResult:
     cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
     cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
     [0, 1] of the pixels with a truth that are foreground; NaN if there are none. set_size: images of the whole set,
-    where only some were evaluated.
+    where only some were evaluated. observed: what a report draws.
     """
 
     images: int
@@ -61,6 +63,7 @@ class EvalResult:
     ensemble: CamScore | None
     foreground_share_true: float
     set_size: int | None = None
+    observed: Observed | None = field(default=None, repr=False, compare=False)
 
     @property
     def extent(self) -> str:

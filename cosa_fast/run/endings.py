@@ -4,7 +4,7 @@
 |---|---|
 | every run.checkpoint_every iterations, before and after every evaluation, after the last iteration | checkpoints/NNN.pt, the last run.keep of which stay |
 | an evaluation better than all before | best.pt |
-| the last iteration | results.json and gallery.png, too |
+| the last iteration | results.json and results.csv, too |
 | SIGTERM, SIGINT (Ctrl-C) in a step: the iteration is finished | NNN.pt |
 | such a signal anywhere else | nothing more: all but what was begun is on the disk, and --resume auto does that again |
 | an error that the user can mend, such as an unreadable image, a full disk, a killed worker | NNN.pt, where it can be written |
@@ -12,27 +12,26 @@
 | another process of the run has gone | nothing more: the last NNN.pt is whole |
 """  # noqa: E501
 
+import csv
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cosa_fast.config.parsing import config_to_dict
-from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.distributed import Ranks, is_lost_rank
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
 from cosa_fast.errors import QuietError, UserError, first_line
 from cosa_fast.evaluation.evaluator import AnyResult
-from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
-from cosa_fast.files import write_json
-from cosa_fast.pictures.gallery import gallery
+from cosa_fast.evaluation.networks import NAMES_IN_FILES
+from cosa_fast.files import write_json, write_text
 from cosa_fast.run import checkpoint
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, read_log
 from cosa_fast.run.replacing import drop_replaced
 from cosa_fast.run.signals import Signals
 
-GALLERY_IMAGES = 8
 # A loss this many times the least of its phase has risen.
 RISEN = 2.0
 
@@ -167,9 +166,18 @@ def _of_the_machine(error: RuntimeError | OSError) -> str | None:
     return None
 
 
-def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult], dataset: ImageDataset) -> None:
-    """Leave the last evaluation in the folder of a run that has reached its end: results.json, and gallery.png with
-    images of the `dataset` that it was on."""
+def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult]) -> None:
+    """Leave the last evaluation in the folder of a run that has reached its end: results.json, and results.csv with a
+    line per network and class."""
     figures = {NAMES_IN_FILES[name]: result.summary() for name, result in results.items()}
     write_json(folder.results, {"iteration": iteration, **figures})
-    gallery(load_networks(folder.checkpoint(iteration)), dataset, folder.gallery, GALLERY_IMAGES)
+    lines = [
+        {"network": NAMES_IN_FILES[name], "class": label, **scores}
+        for name, result in results.items()
+        for label, scores in result.per_class().items()
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
+    write_text(folder.per_class, text.getvalue())

@@ -88,7 +88,7 @@ class LoopEvaluation:
         for name, network in (("on", engine.on.master), ("an", engine.an.master)):
             with engine.evaluating(), evaluation_bar(name, self._ranks.is_main) as progress:
                 results[name] = self._evaluator.evaluate(
-                    network, self._dataset, thresholds=self._thresholds(), limit=limit, progress=progress
+                    network, self._dataset, thresholds=thresholds_of(engine), limit=limit, progress=progress
                 )
             self._report(name, results[name])
         return results, self._is_best(results["an"])
@@ -100,12 +100,6 @@ class LoopEvaluation:
         limited = " (eval.limit)" if result.images != result.set_size else ""
         self._log.message(f"iteration {iteration} {name.upper()}, {result.extent}{limited}: {headline(summary)}")
 
-    def _thresholds(self) -> Thresholds:
-        if not has_thresholds(self._engine.config, self._engine.iteration):
-            return None, None
-        xi, xi_aux = self._engine.threshold_values
-        return float(xi), float(xi_aux)
-
     def _is_best(self, result: AnyResult) -> bool:
         if isinstance(result, LabelResult):
             return True  # nothing tells better from worse: the last is the best
@@ -115,6 +109,14 @@ class LoopEvaluation:
         better = score > self.best
         self.best = score if better else self.best
         return better
+
+
+def thresholds_of(engine: EngineBase) -> Thresholds:
+    """(ξ, ξ†), each None where the run has none, or none yet."""
+    if not has_thresholds(engine.config, engine.iteration):
+        return None, None
+    xi, xi_aux = engine.threshold_values
+    return float(xi), float(xi_aux)
 
 
 def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:

@@ -31,7 +31,11 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.held_out = path / "held_out.txt"  # without data.val_split: images evaluated and not trained on
         self.results = path / "results.json"  # the last evaluation, and pictures of it
+        self.per_class = path / "results.csv"
         self.gallery = path / "gallery.png"
+        self.observed = path / "observed"  # what a report draws of the evaluations (run/observations.py)
+        self.pictures = self.observed / "pictures.json"
+        self.report = path / "report.html"
         self.trace = path / "profile" / "trace.json"  # for chrome://tracing or ui.perfetto.dev
         self.top = path / "profile" / "top.txt"  # what took the most time of its own
         self.checkpoints = path / "checkpoints"
@@ -46,6 +50,10 @@ class RunFolder:
     def checkpoint(self, iteration: int) -> Path:
         """The checkpoint after so many iterations."""
         return self.checkpoints / f"{iteration:08d}.pt"
+
+    def observation(self, iteration: int) -> Path:
+        """What the evaluation after so many iterations has left for a report."""
+        return self.observed / f"{iteration:08d}.json"
 
     def numbered(self) -> list[Path]:
         """The checkpoints by iteration that are there, the newest last."""

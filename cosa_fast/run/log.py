@@ -8,15 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cosa_fast.config.schema import Config
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_text
 from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.trackers import Trackers
 
 _TAGS = {"eval_student": "eval_ON", "eval_teacher": "eval_AN"}
 
@@ -80,7 +84,8 @@ class RunLog:
     """Writes one record to every place: a line of log.jsonl, TensorBoard scalars, and the terminal. UserError where the
     disk is full."""
 
-    def __init__(self, folder: RunFolder, total: int, start: int) -> None:
+    def __init__(self, folder: RunFolder, config: Config, start: int) -> None:
+        total = config.optim.iterations
         self._path = folder.log
         with self._written():
             self._file = folder.log.open("a", encoding="utf-8")
@@ -88,6 +93,7 @@ class RunLog:
         self._terminal = sys.stderr.isatty()
         self._total = total
         self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not self._terminal)
+        self._trackers = Trackers(config, folder, self.message)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -110,10 +116,26 @@ class RunLog:
         with self._written():
             self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(f"{_TAGS.get(kind, kind)}/{name}", value, iteration)
+            figures = {f"{_TAGS.get(kind, kind)}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+            for name, value in figures.items():
+                self._events.add_scalar(name, value, iteration)
             self._events.flush()
+        self._trackers.record(iteration, figures)
+
+    def picture(self, iteration: int, name: str, image: Image.Image) -> None:
+        """An RGB image for TensorBoard and others."""
+        self._events.add_image(name, np.array(image), iteration, dataformats="HWC")
+        self._trackers.picture(iteration, name, image)
+
+    def histogram(self, iteration: int, name: str, counts: Tensor) -> None:
+        """A histogram for TensorBoard: counts (bins,) of values in equal bins over [0, 1]."""
+        bins = len(counts)
+        centres, weights = (np.arange(bins) + 0.5) / bins, counts.double().cpu().numpy()
+        total, squares = float(weights @ centres), float(weights @ centres**2)
+        limits = ((np.arange(bins) + 1) / bins).tolist()
+        self._events.add_histogram_raw(
+            name, 0.0, 1.0, int(weights.sum()), total, squares, limits, weights.tolist(), iteration
+        )
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None:
         """The bar's figures, or a plain line where there is no terminal."""
@@ -136,6 +158,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush everything."""
+        self._trackers.close()
         self._bar.close()
         with self._written():
             try:
@@ -152,6 +175,10 @@ class SilentLog(RunLog):
     def advance(self) -> None: ...
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None: ...
+
+    def picture(self, iteration: int, name: str, image: Image.Image) -> None: ...
+
+    def histogram(self, iteration: int, name: str, counts: Tensor) -> None: ...
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None: ...
 

@@ -134,7 +134,7 @@ def changes(config: Config, fingerprints: dict[str, str], start: Start) -> str:
     on with the new ones, but not bit for bit."""
     saved = config_from_dict(start.state["config"], where=str(start.path))
     old, new = config_to_dict(saved), config_to_dict(config)
-    keys = [(s, k) for s in new for k in new[s] if s not in ("run", "eval") or (s == "run" and k in DECISIVE)]
+    keys = [(s, k) for s in new for k in new[s] if s not in ("run", "eval", "log") or (s == "run" and k in DECISIVE)]
     found = [f"{s}.{k}: {_cut(old[s][k])} -> {_cut(new[s][k])}" for s, k in keys if old[s][k] != new[s][k]]
     before = start.state.get("data")
     if isinstance(before, dict):

@@ -1,7 +1,7 @@
 """A whole run: the loop around the engine's step."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,13 @@ from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import MeanMetrics, RunLog, SilentLog, StepTimer, cut_log
 from cosa_fast.run.manifest import fingerprints
+from cosa_fast.run.observations import show_evaluation
 from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
 from cosa_fast.run.resuming import Start, changes, find_start, restore
 from cosa_fast.run.signals import Signals, Stopped
+from cosa_fast.run.trackers import check_trackers
 
 # Below this share of the reliability mass the segmentation is being pulled to background (METHOD section 11).
 FOREGROUND_WARNING = 0.05
@@ -54,12 +56,21 @@ class Summary:
         return self.folder.path
 
 
-def train(config: Config, *, resume: str | None = None, overwrite: bool = False, profile: int | None = None) -> Summary:
-    """Train as configured; a run that reaches its end leaves checkpoints, results.json and gallery.png in its folder.
+def train(
+    config: Config,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    profile: int | None = None,
+    report: Callable[[Path], object] | None = None,
+) -> Summary:
+    """Train as configured; a run that reaches its end leaves checkpoints, results.json and results.csv in its folder,
+    and gallery.png.
 
     resume: "auto" (the run's newest whole checkpoint, if there is one) or a checkpoint file. overwrite: replace an
     earlier run of the same name, which goes when the new one has a checkpoint. profile: profile so many iterations into
-    the folder (cosa_fast/run/profiling.py).
+    the folder (cosa_fast/run/profiling.py). report: called with the run's path after each evaluation, as
+    cosa_fast.report.page.write wants to be.
 
     Raises UserError on bad input, on an existing run that is neither resumed nor overwritten, on a folder that another
     process writes to, and on a loss that is not finite. Once training has begun, a checkpoint is written first, so that
@@ -84,7 +95,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
                     tidy(folder)
 
             def prepare() -> _Run:
-                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite))
+                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
 
             ranks.together(enter)
             run = ranks.together(prepare)
@@ -92,7 +103,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False,
                 held.enter_context(replacing(folder))
             results = run.execute(profile)
         if results:
-            finish(folder, run.engine.iteration, results, run.validation_set)
+            finish(folder, run.engine.iteration, results)
         return Summary(folder, run.engine.iteration, results)
 
 
@@ -107,8 +118,10 @@ class _Run:
         signals: Signals,
         start: Start | None,
         notes: Sequence[str],
+        report: Callable[[Path], object] | None,
     ) -> None:
         self.config = config
+        self.report = report
         self.folder = folder
         self.ranks = ranks
         self.signals = signals
@@ -132,6 +145,7 @@ class _Run:
             self.metrics.load_state_dict(start.state.get("metrics", {"sums": {}, "counts": {}}), self.device)
             self.pipeline_before = start.state.get("pipeline", "torch")  # before DALI there was no other
             self.notes.append(changes(config, self.fingerprints, start))
+        check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
 
@@ -144,7 +158,7 @@ class _Run:
                 self.start.leave_newer()
                 evaluated = self.evaluated == self.start.iteration and not self._done
                 cut_log(self.folder.log, self.start.iteration, evaluated)
-        self.log = RunLog(self.folder, self.config.optim.iterations, self.engine.iteration) if main else SilentLog()
+        self.log = RunLog(self.folder, self.config, self.engine.iteration) if main else SilentLog()
         self.profiler = StepProfiler(profile if main else None, self.folder, self.log.message)
         self.evaluation = LoopEvaluation(
             self.engine, self.validation_set, self.pipeline, self.ranks, self.best, self.log
@@ -294,6 +308,9 @@ class _Run:
         if best:
             self.endings.save_best()
         self.endings.save()
+        if self.ranks.is_main:
+            with self.signals.obeyed():
+                show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
         return results
 
 

@@ -68,12 +68,16 @@ class ImageDataset:
 
     def labels(self, index: int) -> np.ndarray:
         """(C,) float32 multi-hot. UserError if the image has no label."""
-        if self._labels is None or not self._labels.labelled[index]:
+        if self._labels is None or not self.has_label(index):
             raise UserError(
                 f"{self._images[index]}: no image label; give data.labels or build a label file with: "
                 "python -m cosa_fast.prepare"
             )
         return self._labels.present[index].astype(np.float32)
+
+    def has_label(self, index: int) -> bool:
+        """Whether `labels` gives any."""
+        return self._labels is not None and bool(self._labels.labelled[index])
 
     def label_table(self) -> LabelTable | None:
         """The labels of all images; None where the set was opened without."""

@@ -9,7 +9,8 @@ from PIL import Image
 from cosa_fast.config.schema import Config, EvalConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import Networks
-from cosa_fast.evaluation.prediction import Segmenter, plan
+from cosa_fast.evaluation.prediction import file_sources
+from cosa_fast.pictures.predictions import Predictor
 
 
 def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
@@ -18,13 +19,13 @@ def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
     sizes: list[tuple[int, ...]] = []
     networks.an.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
     with Image.open(picture(tmp_path / "a.jpg", 900, 300)) as image:
-        classes = Segmenter(networks, max_side=96).segment(image)
+        classes = Predictor(networks, max_side=96).predict(image).classes
     assert sizes == [(2, 3, 32, 96)]
     assert classes.shape == (300, 900)
 
 
 def test_sources_that_hold_no_image_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        plan([tmp_path / "nowhere"], tmp_path)
+        file_sources([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="no images in"):
-        plan([tmp_path], tmp_path)
+        file_sources([tmp_path])

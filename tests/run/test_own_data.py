@@ -102,7 +102,7 @@ def test_more_than_254_classes_train_are_evaluated_and_predicted(
     (mask,) = api.segment(summary.folder.best, [image])
     assert (mask.dtype, mask.shape) == (np.int16, (64, 64))
     assert predict.main([str(summary.folder.best), str(image), "-o", str(tmp_path / "out")]) == 0
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "0.png")), mask)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks/0.png")), mask)
 
 
 def test_boxes_alone_train_and_report(many_classes: Path, make_config: MakeConfig) -> None:

@@ -1,0 +1,79 @@
+"""An exported .safetensors file: one network, and in the metadata all that it takes to run it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+
+from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.schema import Config
+from cosa_fast.errors import UserError, first_line
+from cosa_fast.network.build import build_model
+from cosa_fast.network.model import CoSANet
+
+# Of the metadata, one text.
+KEY, VERSION = "cosa_fast", 1
+
+
+class Exported(NamedTuple):
+    """thresholds: (ξ, ξ†), None where the run had none."""
+
+    config: Config
+    classes: tuple[str, ...]
+    network: CoSANet
+    thresholds: tuple[float | None, float | None]
+    iteration: int
+
+
+def write_export(
+    path: Path,
+    network: CoSANet,
+    config: Config,
+    classes: tuple[str, ...],
+    thresholds: tuple[float | None, float | None],
+    iteration: int,
+) -> None:
+    """Write the file, without places on this machine."""
+    about = {
+        "version": VERSION,
+        "iteration": iteration,
+        "classes": classes,
+        "thresholds": thresholds,
+        "config": _public(config),
+    }
+    state = {key: tensor.detach().contiguous().cpu() for key, tensor in network.state_dict().items()}
+    path.write_bytes(safetensors.torch.save(state, {KEY: json.dumps(about)}))
+
+
+def read_export(path: Path) -> Exported | None:
+    """What `write_export` wrote, on the CPU; None for a .safetensors file of another program. UserError for one that is
+    damaged or of another version."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                return None
+            about = json.loads(metadata[KEY])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dictionary)
+        if about["version"] != VERSION:
+            raise ValueError(f"version {about['version']}, want {VERSION}")
+        config = config_from_dict(about["config"], ["model.weights=none"], where=str(path))
+        classes = tuple(str(name) for name in about["classes"])
+        network = build_model(config.model, len(classes))
+        network.load_state_dict(state)
+        xi, xi_aux = (None if value is None else float(value) for value in about["thresholds"])
+        return Exported(config, classes, network, (xi, xi_aux), int(about["iteration"]))
+    except UserError:
+        raise
+    except Exception as error:  # what comes out of a file can be anything
+        raise UserError(f"{path}: damaged, or no export of this version ({first_line(error, 120)})") from error
+
+
+def _public(config: Config) -> dict[str, Any]:
+    values = config_to_dict(config)
+    for section, keys in {"data": ("root", "labels", "pack"), "model": ("weights",), "run": ("output", "name")}.items():
+        for key in keys:
+            del values[section][key]
+    return values

@@ -1,0 +1,73 @@
+"""The model card of an exported network: README.md, as the hub of Hugging Face shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import cosa_fast
+from cosa_fast.errors import UserError
+from cosa_fast.evaluation.exporting import FILES, Agreement, Format
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks
+from cosa_fast.files import read_json
+from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.log import read_log
+
+FIGURES = {
+    "seg_label_free": "segmentation, label-free (all classes may appear)",
+    "seg_label_aware": "segmentation, label-aware (told which classes the image holds)",
+    "cam_best": "CAM at its best threshold, label-aware",
+    "image_ap": "image classifier, average precision",
+    "seg_cam_agreement": "agreement of CAM and segmentation (no masks: says nothing of their quality)",
+}
+
+
+def card(networks: Networks, name: str, format: Format, run: RunFolder, agreement: Agreement, license: str) -> str:
+    """The card of the network "on" or "an". run: the folder that the checkpoint is of; what it lacks is said to be
+    unknown. license: an identifier of the hub, or "other"."""
+    manifest = _manifest(run)
+    optim, data, model = networks.config.optim, networks.config.data, networks.config.model
+    environment = Environment(
+        loader=PackageLoader("cosa_fast.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("card.md").render(
+        title=f"CoSA, {model.backbone}, {Path(data.root).name}",
+        network={"on": "ON, the online network", "an": "AN, the assignment network (a moving average)"}[name],
+        file=FILES[format],
+        format=format,
+        license=license,
+        version=cosa_fast.__version__,
+        commit=manifest.get("commit") or "unknown",
+        classes=networks.classes,
+        backbone=model.backbone,
+        iteration=networks.iteration,
+        optim=optim,
+        data=data,
+        set=Path(data.root).name,
+        training_images=manifest.get("training_images"),
+        validation_images=manifest.get("validation_images"),
+        seed=manifest.get("seed"),
+        dynamic=networks.config.threshold.mode,
+        figures=_figures(run, name, networks.iteration),
+        agreement=agreement,
+        stride=networks.named(name).stride,
+    )
+
+
+def _manifest(run: RunFolder) -> dict[str, Any]:
+    try:
+        manifest = read_json(run.manifest)
+    except UserError:
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _figures(run: RunFolder, name: str, iteration: int) -> list[tuple[str, float]]:
+    """Of the evaluation of this very state, in percent; none where there was none."""
+    kind = f"eval_{NAMES_IN_FILES[name]}"
+    records = [r for r in read_log(run.log) if r.get("kind") == kind and r["iteration"] == iteration]
+    if not records:
+        return []
+    return [(text, records[-1][key]) for key, text in FIGURES.items() if isinstance(records[-1].get(key), int | float)]

@@ -1,0 +1,109 @@
+"""What a run's folder holds, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cosa_fast.config.reading import load_yaml
+from cosa_fast.errors import UserError
+from cosa_fast.evaluation.networks import NAMES_IN_FILES
+from cosa_fast.files import read_json, read_text
+from cosa_fast.run.folder import RunFolder
+from cosa_fast.run.log import read_log
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """name: told apart from those of the other runs. training: log.jsonl's records of steps. evaluations: those of each
+    network ("on", "an"). observations: run/observations.py's files, by iteration. pictures: the last gallery, or None.
+    """
+
+    name: str
+    config: dict[str, Record]
+    manifest: Record
+    training: list[Record]
+    evaluations: dict[str, list[Record]]
+    observations: list[Record]
+    pictures: Record | None
+
+    @property
+    def iteration(self) -> int:
+        """The last one that anything is known of."""
+        records = [*self.training, *self.evaluations["on"], *self.observations]
+        return max((record["iteration"] for record in records), default=0)
+
+    @property
+    def last(self) -> Record | None:
+        """The newest observation."""
+        return self.observations[-1] if self.observations else None
+
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
+        """A value of config.yaml."""
+        return self.config.get(section, {}).get(key, default)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in these folders. UserError for one that holds none, or whose files cannot be read."""
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    folder = RunFolder(path)
+    if not folder.log.is_file() or not folder.config.is_file():
+        raise UserError(
+            f"{path}: no run (it lacks {'log.jsonl' if folder.config.is_file() else 'config.yaml'}); "
+            "give a folder that a training wrote, such as runs/voc"
+        )
+    records = read_log(folder.log)
+    evaluations = {
+        network: _by_iteration([record for record in records if record.get("kind") == f"eval_{key}"])
+        for network, key in NAMES_IN_FILES.items()
+    }
+    observations = [record for file in sorted(folder.observed.glob("[0-9]*.json")) if (record := _observation(file))]
+    return Run(
+        name,
+        _mapping(load_yaml(read_text(folder.config), str(folder.config))),
+        _mapping(read_json(folder.manifest)) if folder.manifest.is_file() else {},
+        _by_iteration([record for record in records if record.get("kind") == "train"]),
+        evaluations,
+        [record for record in observations if record["iteration"] <= max(_iterations(records), default=0)],
+        _pictures(folder.pictures),
+    )
+
+
+def _by_iteration(records: list[Record]) -> list[Record]:
+    """One record an iteration, the last that was written: a resumed run may have done some again."""
+    return [found for _, found in sorted({record["iteration"]: record for record in records}.items())]
+
+
+def _iterations(records: list[Record]) -> list[int]:
+    return [record["iteration"] for record in records]
+
+
+def _observation(file: Path) -> Record | None:
+    """None where it is none: a page of the rest is better than no page."""
+    with suppress(UserError):
+        record = read_json(file)
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            return record
+    return None
+
+
+def _pictures(file: Path) -> Record | None:
+    with suppress(UserError):
+        record = read_json(file) if file.is_file() else None
+        return record if isinstance(record, dict) else None
+    return None
+
+
+def _mapping(value: Any) -> Record:
+    return value if isinstance(value, dict) else {}
