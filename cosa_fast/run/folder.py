@@ -1,7 +1,6 @@
 """Every path below runs/NAME, and the lock of the one process that writes there."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,13 @@ from pathlib import Path
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.files import unfinished
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 # Seconds between two touches of a lock, and without any after which another host's owner is taken for dead.
 HEARTBEAT, SILENCE = 10.0, 60.0
@@ -69,6 +75,8 @@ class RunFolder:
 
         The folder is made for it, and taken away again if nothing was written to it.
         """
+        if not HAS_LOCKS:
+            raise UserError("training needs a POSIX system's file locks; on Windows use WSL 2 (docs/platforms.md)")
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)

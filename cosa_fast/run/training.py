@@ -300,17 +300,18 @@ class _Run:
             )
 
     def _evaluate(self) -> dict[str, AnyResult]:
-        """With the state on the disk before it begins, and with its outcome when it is over."""
+        """With the state on the disk before it begins, and with its outcome when all that it leaves is written: a run
+        that is ended before that makes the evaluation up."""
         self.endings.save()
         with self.signals.obeyed():
             results, best = self.evaluation.evaluate()
         self.evaluated = self.engine.iteration
         if best:
             self.endings.save_best()
-        self.endings.save()
         if self.ranks.is_main:
             with self.signals.obeyed():
                 show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
+        self.endings.save()
         return results
 
 
