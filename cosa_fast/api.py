@@ -60,7 +60,8 @@ def segment(
     scales: Sequence[float] | None = None,
     max_side: int = MAX_SIDE,
 ) -> list[np.ndarray]:
-    """The segmentation of each image, a file or a PIL image: (H, W) uint8, 0 for background, c + 1 for class c.
+    """The segmentation of each image, a file or a PIL image: (H, W) uint8 (int16 for more than 254 classes), 0 for
+    background, c + 1 for class c.
 
     network: "on" or "an". labels: the class names that may appear besides background (None: all). scales: those of the
     evaluation if None. max_side: longer images are shrunk to it for the network; their results keep their size.

@@ -1,5 +1,6 @@
 """What the command lines share: how errors reach the user, what signals do, and how networks are named."""
 
+import argparse
 import atexit
 import os
 import signal
@@ -71,3 +72,20 @@ sys.unraisablehook = _unless_by_a_signal
 def _discard_output() -> None:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def add_crf_side(parser: argparse.ArgumentParser) -> None:
+    """The option --crf-side."""
+    parser.add_argument(
+        "--crf-side",
+        type=_side,
+        metavar="PIXELS",
+        help="longer images are shrunk to this for the CRF; 'ours' sums over all pairs of pixels, which a CPU can only "
+        "do for small images",
+    )
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or int(text) < 16:
+        raise UserError(f"--crf-side {text}: give a whole number of pixels from 16 up")
+    return int(text)

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, run_cli
+from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
 from cosa_fast.files import write_json
-from cosa_fast.run.evaluating import configure, evaluate_networks
+from cosa_fast.run.evaluating import configure, evaluate_crf, evaluate_networks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     config = configure(networks, arguments.overrides, arguments.checkpoint)
     if arguments.split is not None:
         config = replace(config, data=replace(config.data, val_split=arguments.split))
+    if arguments.crf is not None:
+        check_methods(_methods(arguments.crf))
     if arguments.json is not None:
         _prepare_output(arguments.json)
     names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
@@ -40,10 +43,23 @@ def main(argv: list[str] | None = None) -> int:
             f"{result.table()}\n"
         )
     print(next(iter(results.values())).legend())
+    cleaned = {}
+    if arguments.crf is not None:
+        methods = _methods(arguments.crf)
+        cleaned = evaluate_crf(networks, config, names, methods, limit=arguments.limit, side=arguments.crf_side)
+    for name, crf in cleaned.items():
+        print(f"\n{name.upper()} with CRF, {crf.images} images\n{crf.table()}")
     if arguments.json is not None:
-        write_json(arguments.json, _record(arguments.checkpoint, networks.iteration, config, results))
+        record = _record(arguments.checkpoint, networks.iteration, config, results)
+        for name, crf in cleaned.items():
+            record[NAMES_IN_FILES[name]]["crf"] = {"images": crf.images, "summary": crf.summary()}
+        write_json(arguments.json, record)
         print(f"written: {arguments.json}")
     return 0
+
+
+def _methods(crf: str) -> tuple[str, ...]:
+    return tuple(METHODS) if crf == "both" else (crf,)
 
 
 def _place(config: Config) -> str:
@@ -65,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
     parser.add_argument("--limit", metavar="N", type=int, help="only N images, evenly spread over the set")
+    parser.add_argument(
+        "--crf", choices=(*METHODS, "both"), help="also clean the segmentations up by a CRF; both says how they agree"
+    )
+    add_crf_side(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from cosa_fast.cli import NETWORKS, run_cli
+from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
 from cosa_fast.data_pipeline.datasets.images import read_image
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.cleaning import METHODS, Cleaner, check_methods
 from cosa_fast.evaluation.networks import load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Job, Segmenter, plan
 from cosa_fast.pictures.overlay import overlay
@@ -26,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     jobs = plan(arguments.images, arguments.output)
+    check_methods([arguments.crf])
     networks = load_networks(arguments.checkpoint, config=arguments.config)
     if networks.imported is not None:
         print(networks.imported)
@@ -37,7 +41,23 @@ def main(argv: list[str] | None = None) -> int:
         labels=labels,
         max_side=arguments.max_side,
     )
-    failures = []
+    failures: list[UserError] = []
+    images = _read(jobs, failures)
+    results: Iterable[tuple[Job, Image.Image, np.ndarray, str]]
+    if arguments.crf is None:
+        results = ((job, image, segmenter.segment(image), "") for job, image in images)
+    else:
+        results = _cleaned(images, segmenter, arguments.crf, networks.config.data.workers, arguments.crf_side)
+    for job, image, classes, remark in results:
+        _write(job, image, classes)
+        print(f"{job.image}: {describe(classes, networks.classes)}{remark} -> {job.mask}, {job.overlay.name}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(jobs)} images unreadable, the others are written: {failures[0]}")
+    return 0
+
+
+def _read(jobs: Sequence[Job], failures: list[UserError]) -> Iterator[tuple[Job, Image.Image]]:
+    """The images that can be read; what is wrong with others is printed, and added to `failures`."""
     for job in jobs:
         try:
             image = read_image(job.image)
@@ -45,12 +65,23 @@ def main(argv: list[str] | None = None) -> int:
             failures.append(error)
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        classes = segmenter.segment(image)
-        _write(job, image, classes)
-        print(f"{job.image}: {describe(classes, networks.classes)} -> {job.mask}, {job.overlay.name}")
-    if failures:
-        raise UserError(f"{len(failures)} of {len(jobs)} images unreadable, the others are written: {failures[0]}")
-    return 0
+        yield job, image
+
+
+def _cleaned(
+    images: Iterable[tuple[Job, Image.Image]], segmenter: Segmenter, method: str, processes: int, side: int | None
+) -> Iterator[tuple[Job, Image.Image, np.ndarray, str]]:
+    """The images with their segmentations after the CRF, and how long that took."""
+
+    def problems() -> Iterator[tuple[tuple[Job, Image.Image], Tensor, Tensor]]:
+        for job, image in images:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(segmenter.device)
+            yield (job, image), segmenter.probabilities(image), pixels
+
+    with Cleaner([method], processes, segmenter.device, side) as cleaner:
+        for (job, image), cleaned in cleaner.map(problems()):
+            result = cleaned[method]
+            yield job, image, result.labels.astype(segmenter.pixel_type), f" (CRF {result.seconds:.1f} s)"
 
 
 def describe(classes: np.ndarray, names: Sequence[str]) -> str:
@@ -81,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help=f"longer images are shrunk to this for the network, the result keeps their size; default {MAX_SIDE}",
     )
+    parser.add_argument("--crf", choices=tuple(METHODS), help="clean the segmentation up by a CRF")
+    add_crf_side(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 

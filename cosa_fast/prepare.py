@@ -1,6 +1,7 @@
 """Check a data set, build its label file where it has none, and with --pack write its images into one file:
-python -m cosa_fast.prepare --format voc --root ROOT --split train_aug --pack
-python -m cosa_fast.prepare --format folder --root ROOT
+python -m cosa_fast.prepare voc --root ROOT --split train_aug --pack
+python -m cosa_fast.prepare folder --root ROOT
+python -m cosa_fast.prepare voc --download --root DIR
 """
 
 import argparse
@@ -9,37 +10,70 @@ from pathlib import Path
 
 from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.datasets.opening import FORMATS
-from cosa_fast.data_pipeline.datasets.preparation import SOURCES, prepare
+from cosa_fast.data_pipeline.datasets.preparation import SOURCES, masks_from_colours, prepare
 from cosa_fast.errors import UserError
+
+_SBD = "sbd"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, prepare, print the counts; 0 when the label file, and the tar if one is asked for, are
-    written.
+    """Parse the command line, download and convert what is asked for, prepare a split, print the counts; 0 when the
+    label file, and the tar if one is asked for, are written.
     """
     asked = _parser().parse_args(argv)
+    format = _format(asked.what, asked.format)
+    if asked.download:
+        asked.root = _download(format, asked.root)
+    elif format == _SBD:
+        raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
+    format = "voc" if format == _SBD else format
+    if asked.masks_from_colours:
+        masks_from_colours(format, asked.root, asked.split or ("train" if format == "folder" else "val"))
     if asked.split is None:
-        if asked.format != "folder":
-            raise UserError(f"--split: which list of the {asked.format} set? e.g. --split train")
+        if asked.download or asked.masks_from_colours:
+            return 0
+        if format != "folder":
+            raise UserError(f"--split: which list of the {format} set? e.g. --split train")
         asked.split = "train"
     prepare(
-        asked.format,
+        format,
         asked.root,
         asked.split,
         source=asked.source,
         given=asked.labels,
         output=asked.output,
         packed=asked.root / f"{asked.split}.tar" if asked.pack is True else asked.pack,
+        make_list=asked.make_list,
         workers=asked.workers,
     )
     return 0
+
+
+def _format(what: str | None, option: str | None) -> str:
+    """The format, which may be given by its bare name or with --format."""
+    if what and option and what != option:
+        raise UserError(f"{what} and --format {option}: which of them? Give one")
+    chosen = what or option
+    if chosen is None:
+        raise UserError(f"--format: one of {', '.join(FORMATS)}, or {_SBD} with --download; e.g. --format folder")
+    return chosen
+
+
+def _download(format: str, root: Path) -> Path:
+    if format not in ("voc", _SBD):
+        raise UserError(f"--download: gets voc or {_SBD}, not {format}")
+    import cosa_fast.network.torchvision_compat  # noqa: F401 - torchvision may not be imported by itself
+    from cosa_fast.data_pipeline.datasets.download import download_sbd, download_voc
+
+    return (download_sbd if format == _SBD else download_voc)(root, print)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cosa_fast.prepare", description="Build a label file, check every image, pack the images."
     )
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("what", nargs="?", choices=(*FORMATS, _SBD), metavar="FORMAT", help=f"as --format; or {_SBD}")
+    parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--root", required=True, type=_path, help="the data set's folder")
     parser.add_argument("--split", help="which list, e.g. train_aug (default of a folder: train, or all its images)")
     parser.add_argument(
@@ -58,6 +92,20 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=True,
         help="also write the images into one tar (ROOT/SPLIT.tar)",
+    )
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="first get voc, or sbd for the devkit at ROOT, from where it is published",
+    )
+    parser.add_argument(
+        "--make-list", action="store_true", help="first write VOC's train_aug.txt: SegmentationClassAug less val"
+    )
+    parser.add_argument(
+        "--masks-from-colours",
+        "--masks-from-colors",
+        action="store_true",
+        help="first write masks that show classes as colours as indices",
     )
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     return parser

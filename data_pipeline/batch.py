@@ -6,6 +6,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from cosa_fast.data_pipeline.datasets.masks import IGNORE_INDEX, WIDE_IGNORE_INDEX
+
+
+def ignored(truth: Tensor) -> Tensor:
+    """Where a mask says nothing, bool of its shape: 255; in int16, the type of masks of more than 254 classes, -1."""
+    return truth == (WIDE_IGNORE_INDEX if truth.dtype == torch.int16 else IGNORE_INDEX)
+
 
 @dataclass
 class Batch:
@@ -13,7 +20,7 @@ class Batch:
 
     weak, strong: (B, 3, H, W) float32, normalised; exactly 0 in the padding.
     labels: (B, C) float32 multi-hot. valid: (B, H, W) bool, True on real (non-padding) pixels. ids: B image ids.
-    truth: (B, H, W) uint8 in {0..C, 255} for studies that need it, None in ordinary training.
+    truth: (B, H, W) uint8 in {0..C, 255} (int16, see `ignored`) for studies that need it, None in ordinary training.
     """
 
     weak: Tensor

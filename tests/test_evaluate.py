@@ -100,3 +100,26 @@ def test_evaluate_reports_mistakes_in_one_line(saved: tuple[Path, Path], argumen
 def test_json_is_checked_before_the_work(saved: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         main([str(saved[0]), "--json", str(saved[1]), "data.root=/nowhere"])
+
+
+def test_a_crf_gets_its_own_column_and_its_own_figures(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = saved[0], tmp_path / "figures.json"
+    options = ["--network", "an", "--crf", "ours", "--crf-side", "24", "data.workers=1", "--json", str(output)]
+    assert main([str(path), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "AN with CRF, 3 images\n" in printed
+    assert "CRF ours: " in printed
+    record = json.loads(output.read_text())["teacher"]
+    crf = record["crf"]["summary"]
+    assert {"seg_label_free", "seg_crf_ours", "crf_ours_seconds", "crf_ours_changed"} == set(crf)
+    assert crf["seg_label_free"] == pytest.approx(record["summary"]["seg_label_free"])
+
+
+def test_a_crf_whose_package_is_missing_is_refused_before_the_work(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosa_fast.evaluation.cleaning.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--crf pydensecrf: the package is not installed; pip install"):
+        main([str(saved[0]), "--crf", "both", "data.root=/nowhere"])

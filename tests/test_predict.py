@@ -10,7 +10,7 @@ from evaluation_support import CLASSES, TINY_MODEL, picture, random_network, sav
 from PIL import Image
 
 from cosa_fast import cli, predict
-from cosa_fast.config.schema import Config, EvalConfig
+from cosa_fast.config.schema import Config, DataConfig, EvalConfig
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.inference import segment
@@ -21,7 +21,7 @@ from cosa_fast.evaluation.networks import load_networks
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of tiny random networks."""
     torch.set_num_threads(1)
-    config = Config(model=TINY_MODEL, eval=EvalConfig(scales=(1.0, 0.5)))
+    config = Config(data=DataConfig(workers=1), model=TINY_MODEL, eval=EvalConfig(scales=(1.0, 0.5)))
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
     return save_networks(path, random_network(0), random_network(1), config)
 
@@ -103,6 +103,22 @@ def test_unreadable_image_costs_no_other_and_gives_status_2(
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("error: 1 of 3 images unreadable, the others are written")
     assert "b.jpg" in errors[-1]
+
+
+def test_a_crf_cleans_what_is_predicted_and_damaged_images_do_not_stop_it(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        picture(folder / name, 40, 28)
+    (folder / "b.jpg").write_bytes(b"nothing")
+    plain, clean = tmp_path / "plain", tmp_path / "clean"
+    for output, options in ((plain, []), (clean, ["--crf", "ours"])):
+        with pytest.raises(UserError, match="1 of 3 images unreadable"):
+            predict.main([str(trained), str(folder), "-o", str(output), *options])
+    assert sorted(path.name for path in clean.glob("*.png")) == ["a.png", "c.png"]
+    assert not np.array_equal(indices(plain / "a.png"), indices(clean / "a.png"))
+    assert capsys.readouterr().out.count("(CRF ") == 2
 
 
 def test_inputs_are_never_overwritten(trained: Path, tmp_path: Path) -> None:

@@ -73,6 +73,16 @@ def test_splits_are_gathered_in_one_file(root: Path) -> None:
     assert json.loads((root / "labels.json").read_text()) == whole
 
 
+def test_a_split_that_shares_images_with_another_is_added(root: Path) -> None:
+    whole = json.loads((root / "labels.json").read_text())
+    (root / "labels.json").unlink()
+    listing = root / "ImageSets/Segmentation"
+    (listing / "some.txt").write_text("train_00001\n")
+    assert run(root, split="some") == 0
+    assert run(root) == 0
+    assert json.loads((root / "labels.json").read_text()) == {id: whole[id] for id in whole if "train" in id}
+
+
 def test_all_bad_images_are_reported_at_once(root: Path, lines_of: Callable[..., list[str]]) -> None:
     before = (root / "labels.json").read_text()
     for index in (2, 5, 7):

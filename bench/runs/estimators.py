@@ -16,7 +16,7 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, evaluation_stream
 from cosa_fast.evaluation.cam import classes_in, normalised_cams, strongest
 from cosa_fast.evaluation.inference import forward_scales, inference, of_image
-from cosa_fast.evaluation.metrics import ThresholdSweep, iou_from_counts, mean_iou, threshold_grid
+from cosa_fast.evaluation.metrics import ThresholdSweep, mean_iou, threshold_grid
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.kernels.reference.mixture import fit, split
 
@@ -111,7 +111,7 @@ def compare(checkpoint: Path, dataset: ImageDataset, count: int, say: Callable[[
     measured = _measure(networks, dataset, chosen)
     row: dict[str, Any] = {"checkpoint": str(checkpoint), "iteration": networks.iteration, "images": count}
     for name, (sweep, histograms) in measured.items():
-        miou = 100 * mean_iou(iou_from_counts(sweep.confusions()), _classes(networks)).numpy()
+        miou = 100 * mean_iou(sweep.iou(), _classes(networks)).numpy()
         thresholds = np.array(sweep.grid)
         found = {label: estimator(histograms) for label, estimator in ESTIMATORS.items()}
         row[name] = {

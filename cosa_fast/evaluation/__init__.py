@@ -7,6 +7,8 @@ metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales
 cam: M' of one image
 crf: mean-field CRF on the exact dense filter, or on pydensecrf
+cleaning: segmentations through the CRF, several images at a time
+crf_scores: mIoU with and without the CRF, its time, how far its two methods agree
 networks: networks back from a file, a checkpoint or another program's
 imported: what another program's file holds, under which configuration
 prediction: segmentations of any images; which files they go to

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cosa_fast.evaluation.metrics import IGNORE_INDEX
+from cosa_fast.data_pipeline.batch import ignored
 from cosa_fast.kernels import reference
 
 
@@ -34,6 +34,6 @@ def strongest(maps: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def classes_in(mask: Tensor) -> Tensor:
-    """(P,) int64 indices in 0..C-1 of the foreground classes in a mask (H, W) uint8: the image's true label."""
-    occurs = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1) > 0
-    return occurs[1:IGNORE_INDEX].nonzero()[:, 0]
+    """(P,) int64 indices in 0..C-1 of the foreground classes in a mask (H, W): the image's true label."""
+    occurs = torch.bincount(mask[~ignored(mask)].long(), minlength=1) > 0
+    return occurs[1:].nonzero()[:, 0]

@@ -87,8 +87,8 @@ class Evaluator:
         rank.
         Raises UserError for a set with other classes, an image without mask or label, and a file that cannot be read.
         """
-        _check_classes(dataset, self._classes)
-        chosen = _spread(len(dataset), limit)
+        check_classes(dataset, self._classes)
+        chosen = spread(len(dataset), limit)
         with inference(network):
             outputs = self._outputs(network, dataset, chosen, progress)
             if dataset.has_masks:
@@ -281,7 +281,8 @@ def _rows(maps: Tensor, flip: bool) -> Tensor:
     return maps if flip else maps[:1]
 
 
-def _check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+def check_classes(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    """UserError where a set has other classes than a network."""
     if tuple(dataset.classes) != tuple(classes):
         raise UserError(
             f"the evaluation set has the classes {_shorten(dataset.classes)}, the network {_shorten(classes)}; "
@@ -293,7 +294,8 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})"
 
 
-def _spread(length: int, limit: int | None) -> list[int]:
+def spread(length: int, limit: int | None) -> list[int]:
+    """Indices of `limit` images (None: all), evenly spread over a set of that length; UserError where that is none."""
     count = length if limit is None else min(limit, length)
     if count < 1:
         raise UserError("nothing to evaluate: the set is empty, or the limit is below 1")

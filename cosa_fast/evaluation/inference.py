@@ -83,6 +83,19 @@ def summed_logits(segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tup
         yield rows, total
 
 
+def class_probabilities(segs: Sequence[Tensor], size: tuple[int, int], allowed: Tensor | None = None) -> Tensor:
+    """(K, H, W) float32: softmax of the mean of the logits that `summed_logits` sums, over the `allowed` ((K,) bool)
+    classes; 0 for others. For what needs probabilities: the argmax alone wants less memory."""
+    maps = sum(len(seg) for seg in segs)
+    bands = []
+    for _, logits in summed_logits(segs, size):
+        logits = logits / maps
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
+        bands.append(logits.softmax(0))
+    return torch.cat(bands, 1)
+
+
 def _interpolate_width(maps: Tensor, width: int) -> Tensor:
     """(K, h, w) -> (K, h, width) float32."""
     return F.interpolate(maps[None].float(), size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]
@@ -107,7 +120,7 @@ def segment(
     allowed: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Segmentation of one image: (H, W) = size, uint8 in 0..C, on the CPU.
+    """Segmentation of one image: (H, W) = size, uint8 in 0..C (int16 for more than 254 classes), on the CPU.
 
     image: (3, h, w) normalised, on the model's device; its size is scale 1, and need not be `size`.
     allowed: (K,) bool, the classes that may be predicted (label-aware); None leaves all of them in (label-free).
@@ -115,10 +128,10 @@ def segment(
     """
     with inference(model):
         outputs = forward_scales(model, image[None], scales, flip=flip, seg_scales=scales, dtype=dtype)
-        prediction = torch.empty(size, dtype=torch.uint8)
         segs = [output.seg for output in outputs.values() if output.seg is not None]
+        prediction = torch.empty(size, dtype=torch.uint8 if segs[0].shape[1] <= 255 else torch.int16)
         for rows, logits in summed_logits(segs, size):
-            prediction[rows] = best_class(logits, allowed).to("cpu", torch.uint8)
+            prediction[rows] = best_class(logits, allowed).to("cpu", prediction.dtype)
     return prediction
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = 255
+from cosa_fast.data_pipeline.batch import ignored
 
 
 def iou_from_counts(counts: Tensor) -> Tensor:
@@ -81,9 +81,10 @@ class BestThreshold(NamedTuple):
 
 
 class ThresholdSweep:
-    """Confusion matrices of the CPL (category where confidence ≥ threshold, else background) at many thresholds.
+    """IoU of the CPL (category where confidence ≥ threshold, else background) at many thresholds, in one pass.
 
-    One pass: counts[b, category, truth], b = the number of grid thresholds ≤ confidence, hold all of the matrices.
+    counts: (3, T + 1, K) int64, per b = the number of grid thresholds ≤ confidence and per class: pixels of that
+    category and truth; of that category; of that truth. An IoU needs no more, and their number grows with K alone.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float], device: torch.device | str = "cpu") -> None:
@@ -92,8 +93,7 @@ class ThresholdSweep:
         self.num_classes = num_classes
         self.grid = tuple(thresholds)
         self.thresholds = torch.tensor(thresholds, dtype=torch.float32, device=device)
-        shape = (len(thresholds) + 1, num_classes, num_classes)
-        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.counts = torch.zeros((3, len(thresholds) + 1, num_classes), dtype=torch.int64, device=device)
 
     def update(self, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
         """Add one map or batch, all of one shape.
@@ -104,20 +104,24 @@ class ThresholdSweep:
         confidence, category, truth = _valid_pixels((confidence, category, truth), truth)
         _check_range("category", category, self.num_classes)
         _check_range("truth", truth, self.num_classes)
-        bins = torch.bucketize(confidence.float(), self.thresholds, right=True)
-        index = (bins * self.num_classes + category) * self.num_classes + truth
-        self.counts += torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
+        bins = torch.bucketize(confidence.float(), self.thresholds, right=True) * self.num_classes
+        both = (bins + category)[category == truth]
+        for counts, index in zip(self.counts, (both, bins + category, bins + truth), strict=True):
+            counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
 
-    def confusions(self) -> Tensor:
-        """(T, K, K) int64, indexed [threshold, truth, prediction]."""
-        below = self.counts.cumsum(0)
-        confusion = (below[-1:] - below[:-1]).transpose(1, 2).contiguous()
-        confusion[:, :, 0] += below[:-1].sum(1)
-        return confusion
+    def iou(self) -> Tensor:
+        """(T, K) float64 in [0, 1] at each threshold; NaN for a class that occurs in neither."""
+        below = self.counts.cumsum(1)[:, :-1]
+        hits, predicted, _ = self.counts.sum(1, keepdim=True) - below
+        hits[:, 0] += below[2, :, 0]
+        predicted[:, 0] += below[1].sum(-1)
+        union = predicted + self.counts[2].sum(0) - hits
+        values = hits.double() / union.clamp(min=1)
+        return torch.where(union > 0, values, torch.full_like(values, math.nan))
 
     def best(self, indices: Sequence[int] | None = None) -> BestThreshold:
         """The grid threshold with the highest mean IoU over `indices` (the lowest such threshold where several tie)."""
-        iou = iou_from_counts(self.confusions())
+        iou = self.iou()
         miou = mean_iou(iou, indices)
         best = int(miou.nan_to_num(nan=-1.0).argmax())
         return BestThreshold(float(miou[best]), self.grid[best], iou[best])
@@ -152,7 +156,7 @@ def _valid_pixels(maps: tuple[Tensor, ...], truth: Tensor) -> tuple[Tensor, ...]
     """The pixels whose truth is not ignored, flattened; integers become int64, so that indices can be multiplied."""
     if any(each.shape != truth.shape for each in maps):
         raise ValueError(f"the maps must share one shape, got {[tuple(each.shape) for each in maps]}")
-    keep = truth != IGNORE_INDEX
+    keep = ~ignored(truth)
     return tuple(each[keep] if each.is_floating_point() else each[keep].long() for each in maps)
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.device import compute_type, pick_device
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import class_indices
-from cosa_fast.evaluation.inference import allowed_classes, segment
+from cosa_fast.evaluation.inference import allowed_classes, class_probabilities, forward_scales, inference, segment
 from cosa_fast.evaluation.networks import Networks
 
 MAX_SIDE = 1024
@@ -54,7 +56,7 @@ def plan(sources: Sequence[Path], directory: Path) -> list[Job]:
 
 
 class Segmenter:
-    """Segments images of any size with one network of a checkpoint, on the device of its configuration.
+    """Segments images of any size with one network of a checkpoint, on the `device` of its configuration.
 
     network: "on" or "an". scales: None means those of the evaluation. labels: the class names that may appear besides
     background (label-aware); None allows all (label-free). max_side: longer images are shrunk to it for the network;
@@ -71,29 +73,38 @@ class Segmenter:
         max_side: int = MAX_SIDE,
     ) -> None:
         config = networks.config
-        self._device = pick_device(config.run.device)
-        self._network = networks.named(network).to(self._device)
+        self.device = pick_device(config.run.device)
+        self.pixel_type = np.uint8 if len(networks.classes) <= 254 else np.int16  # of segmentations
+        self._network = networks.named(network).to(self.device)
         self._config = config
         self._scales = scales or config.eval.scales
         self._max_side = max_side
+        dtype = compute_type(config.run.precision, self.device)
+        self._how: dict[str, Any] = {"flip": config.eval.flip, "dtype": dtype}
         self._allowed = None
         if labels is not None:
             indices = class_indices(labels, networks.classes, "--labels")
-            present = torch.tensor(indices, dtype=torch.int64, device=self._device) - 1
+            present = torch.tensor(indices, dtype=torch.int64, device=self.device) - 1
             self._allowed = allowed_classes(present, len(networks.classes) + 1)
 
     def segment(self, image: Image.Image) -> np.ndarray:
-        """(H, W) uint8 in 0..C, the classes of an RGB image's pixels, 0 for background."""
+        """(H, W) uint8 in 0..C (int16 for more than 254 classes): the classes of an RGB image's pixels, 0 for
+        background."""
+        options = {"allowed": self._allowed, **self._how}
+        return segment(self._network, self._input(image), (image.height, image.width), self._scales, **options).numpy()
+
+    def probabilities(self, image: Image.Image) -> Tensor:
+        """(K, H, W) float32 on the device, background first: what `segment` takes the best of."""
+        with inference(self._network):
+            outputs = forward_scales(
+                self._network, self._input(image)[None], self._scales, seg_scales=self._scales, **self._how
+            )
+        segs = [output.segmentation() for output in outputs.values()]
+        return class_probabilities(segs, (image.height, image.width), self._allowed)
+
+    def _input(self, image: Image.Image) -> Tensor:
         data = self._config.data
-        return segment(
-            self._network,
-            normalise(_shrink(image, self._max_side), data.mean, data.std).to(self._device),
-            (image.height, image.width),
-            self._scales,
-            flip=self._config.eval.flip,
-            allowed=self._allowed,
-            dtype=compute_type(self._config.run.precision, self._device),
-        ).numpy()
+        return normalise(_shrink(image, self._max_side), data.mean, data.std).to(self.device)
 
 
 def _images(source: Path) -> list[Path]:

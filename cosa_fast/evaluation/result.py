@@ -115,7 +115,7 @@ class EvalResult:
         rows.append(("mIoU", [score.miou for score in columns.values()]))
         if self.label_free.c_miou is not None:
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
-        table = _format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
+        table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
         return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
 
     def legend(self) -> str:
@@ -173,14 +173,19 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
 
 
-def _format_table(
-    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float]
+def format_table(
+    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float] = ()
 ) -> str:
-    """Names to the left, one right-aligned column per score under the headings of its group and its own."""
-    groups = [(title, len(list(columns))) for title, columns in groupby(headings, lambda heading: heading[0])]
-    spans = [max(len(title), _NUMBER * count + 2 * (count - 1)) for title, count in groups]
-    widths = [(span - 2 * (count - 1)) // count for span, (_, count) in zip(spans, groups, strict=True)]
-    widths = [width for width, (_, count) in zip(widths, groups, strict=True) for _ in range(count)]
+    """Names to the left, one right-aligned column per score under the headings of its group and its own; the row called
+    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column."""
+    spans, titles, widths = [], [], []
+    for title, group in groupby(headings, lambda heading: heading[0]):
+        columns = [each for _, each in group]
+        gaps = 2 * (len(columns) - 1)
+        width = max(_NUMBER, *map(len, columns), -(-(len(title) - gaps) // len(columns)))
+        titles.append(title)
+        spans.append(width * len(columns) + gaps)
+        widths += [width] * len(columns)
     names = [shortened(name, COLUMNS - sum(widths) - 2 * len(widths)) for name, _ in rows]
     first = max(map(len, [*names, "threshold"]))
 
@@ -190,12 +195,13 @@ def _format_table(
     def number(value: float, digits: int) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    lines = [line("", [title for title, _ in groups], spans), line("IoU in %", [each for _, each in headings], widths)]
+    lines = [line("", titles, spans), line("IoU in %", [each for _, each in headings], widths)]
     rule = "-" * len(lines[1])
     lines.append(rule)
     for name, (full, values) in zip(names, rows, strict=True):
         if full == "mIoU":
             lines.append(rule)
         lines.append(line(name, [number(value, 2) for value in values], widths))
-    lines.append(line("threshold", [number(value, 3) for value in thresholds], widths))
+    if thresholds:
+        lines.append(line("threshold", [number(value, 3) for value in thresholds], widths))
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa_fast.config.schema import Config, LossConfig
-from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.batch import Batch, ignored
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.kernels import contrastive_separation, dense_energy, perplexity, raw_cross_entropy, seg_to_cam_loss
 from cosa_fast.method.assignment import Assignment
@@ -18,7 +18,6 @@ from cosa_fast.network.model import Outputs
 # The energy is summed over pixels and channels; the published settings bring it to the size of the other losses with
 # this.
 ENERGY_INNER_WEIGHT = 1e-7
-IGNORE_INDEX = 255
 
 
 # The losses that AN's layers supervise, in the order of an Assignment.
@@ -125,7 +124,7 @@ class Objective:
         size = (batch.weak.shape[2], batch.weak.shape[3])
         valid = batch.valid
         if self._config.guidance == "truth" and batch.truth is not None:
-            valid = valid & (batch.truth != IGNORE_INDEX)
+            valid = valid & ~ignored(batch.truth)
         return seg_to_cam_loss(
             outputs.cam,
             guidance,

@@ -66,7 +66,7 @@ def _row(networks: Networks, dataset: ImageDataset, index: int, threshold: float
     confidence, category = _assign(networks, pixels, torch.as_tensor(label, device=device))
     size = (image.height, image.width)
     segmentation = segment(networks.on, pixels, size, evaluation.scales, flip=evaluation.flip).numpy()
-    pseudo_label = np.where(confidence >= threshold, category, 0).astype(np.uint8)
+    pseudo_label = np.where(confidence >= threshold, category, 0).astype(segmentation.dtype)
     pictures = [image, heat_map(confidence, image), overlay(image, pseudo_label), overlay(image, segmentation)]
     return pictures if mask is None else [*pictures, overlay(image, mask)]
 

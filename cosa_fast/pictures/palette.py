@@ -5,25 +5,27 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from cosa_fast.data_pipeline.datasets.masks import voc_palette
+
 
 def palette() -> np.ndarray:
-    """(256, 3) uint8: the colours of PASCAL VOC.
-
-    Bit j of red, green, blue, counted from the top, is bit 3j, 3j + 1, 3j + 2 of the index: neighbours differ strongly.
-    """
-    index = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    bits = np.arange(8)
-    return ((((index[..., None] >> (3 * bits + channel[..., None])) & 1) << (7 - bits)).sum(-1)).astype(np.uint8)
+    """(256, 3) uint8: the colours of PASCAL VOC, in which neighbours differ strongly."""
+    return voc_palette()
 
 
 def palette_image(classes: np.ndarray) -> Image.Image:
-    """A palette image whose pixel values are the (H, W) uint8 class indices themselves."""
+    """An image whose pixel values are the (H, W) class indices themselves: a palette image of uint8, 16-bit grayscale
+    of int16."""
+    if classes.dtype == np.int16:
+        return Image.fromarray(classes.astype(np.uint16))
     image = Image.fromarray(np.ascontiguousarray(classes, dtype=np.uint8), mode="L")
     image.putpalette(palette().tobytes())
     return image
 
 
 def colourise(classes: np.ndarray) -> Image.Image:
-    """(H, W) uint8 class indices (255: ignored) as an RGB image in the palette's colours."""
+    """(H, W) class indices as an RGB image in the palette's colours: uint8 (255: ignored), or int16 (-1: ignored),
+    whose colours come again after 254 classes."""
+    if classes.dtype == np.int16:
+        classes = np.where(classes > 0, (classes - 1) % 254 + 1, classes)  # -1 is the last colour, that of 255
     return Image.fromarray(palette()[classes])

@@ -31,11 +31,10 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
     if data.val_split:
         validation_set = _validation(config, classes)
     else:
-        training_set, validation_set = hold_out(whole)
-    validation_set = _evaluated(validation_set, data.val_split, say)
-    validation_set.check_masks()
+        training_set, validation_set = hold_out(whole, say=say)
+    validation_set = _evaluated(config, validation_set, say)
     if config.loss.guidance == "truth":
-        training_set.check_masks()
+        training_set.check_masks(threads=data.workers)
     for key, names in (("eval.classes", config.eval.classes or ()), ("eval.coexistence", config.eval.coexistence)):
         for name in names:
             if name not in classes:
@@ -48,9 +47,9 @@ def open_validation_set(config: Config, say: Say | None = None) -> ImageDataset:
     """What `open_datasets` evaluates, opened without data.pack."""
     data, say = config.data, say or (lambda text: None)
     if data.val_split:
-        return _evaluated(_validation(config, data.classes), data.val_split, say)
+        return _evaluated(config, _validation(config, data.classes), say)
     whole = open_dataset(data.format, data.root, data.train_split, labels=data.labels, classes=data.classes)
-    return _evaluated(hold_out(whole)[1], None, say)
+    return _evaluated(config, hold_out(whole)[1], say)
 
 
 def _validation(config: Config, classes: Sequence[str] | None) -> ImageDataset:
@@ -58,13 +57,21 @@ def _validation(config: Config, classes: Sequence[str] | None) -> ImageDataset:
     data = config.data
     where = (data.format, data.root, str(data.val_split))
     dataset = open_dataset(*where, labels=data.labels, classes=classes, need_labels=False)
-    return dataset if dataset.has_masks else open_dataset(*where, labels=data.labels, classes=classes)
+    if dataset.has_masks or dataset.masks_absent:
+        return dataset
+    return open_dataset(*where, labels=data.labels, classes=classes)
 
 
-def _evaluated(dataset: ImageDataset, split: str | None, say: Say) -> ImageDataset:
-    """The images of the validation set that can be evaluated, which is said."""
+def _evaluated(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
+    """The images of the validation set that can be evaluated, their masks checked, which is said. UserError for masks
+    that cannot be used, that cannot be the truth, or that are there but belong to no image.
+    """
     part = masked_part(dataset)
-    which = split or f"held out of the training ({len(dataset)} images, by hash of the name)"
+    which = config.data.val_split or f"held out of the training ({len(dataset)} images, by hash of the name)"
+    if not part.has_masks and dataset.masks_absent:
+        raise UserError(dataset.masks_absent)
+    for note in part.check_masks(threads=config.data.workers):
+        say(f"{which}: {note}")
     if not part.has_masks:
         say(
             f"{which}: no masks, so no mIoU; image AP, agreement of CAM and segmentation, and pictures of "

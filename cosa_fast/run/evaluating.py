@@ -13,7 +13,16 @@ from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks
 from cosa_fast.engine.base import EngineBase
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.evaluator import AnyResult, Evaluator, Thresholds
+from cosa_fast.evaluation.cleaning import Cleaner
+from cosa_fast.evaluation.crf_scores import CrfResult, score_crf
+from cosa_fast.evaluation.evaluator import (
+    AnyResult,
+    Evaluator,
+    Thresholds,
+    check_classes,
+    class_indices,
+    spread,
+)
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
 from cosa_fast.run.data import Pipeline, choose_pipeline, loading, open_validation_set
@@ -145,6 +154,33 @@ def evaluate_networks(
             results[name] = evaluator.evaluate(
                 network, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
             )
+    return results
+
+
+def evaluate_crf(
+    networks: Networks,
+    config: Config,
+    names: Sequence[str],
+    methods: Sequence[str],
+    *,
+    limit: int | None = None,
+    side: int | None = None,
+) -> dict[str, CrfResult]:
+    """What the CRF makes of each named network's label-free segmentations, by each of `methods` ("ours", "pydensecrf");
+    images, limit, bar and errors as in `evaluate_networks`. side: longer images are shrunk to it for the CRF."""
+    device = pick_device(config.run.device)
+    dataset = open_validation_set(config)
+    check_classes(dataset, networks.classes)
+    chosen = spread(len(dataset), config.eval.limit if limit is None else limit)
+    averaged = config.eval.classes or networks.classes
+    indices = (0, *class_indices(averaged, networks.classes, "eval.classes"))
+    source = loading(config, choose_pipeline(config, device)[0])
+    results = {}
+    with Cleaner(methods, config.data.workers, device, side) as cleaner:
+        for name in names:
+            network = networks.named(name).to(device)
+            with evaluation_bar(f"{name} with CRF") as progress:
+                results[name] = score_crf(network, dataset, chosen, config, indices, cleaner, source, progress)
     return results
 
 

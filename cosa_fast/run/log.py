@@ -18,6 +18,8 @@ from cosa_fast.errors import UserError
 from cosa_fast.files import write_text
 from cosa_fast.run.folder import RunFolder
 
+_TAGS = {"eval_student": "eval_ON", "eval_teacher": "eval_AN"}
+
 
 class MeanMetrics:
     """Running means of 0-d tensors, kept on the device until they are read."""
@@ -102,14 +104,15 @@ class RunLog:
         self._bar.update()
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
-        """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration."""
+        """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration; TensorBoard calls the
+        latter eval_ON and eval_AN."""
         line = {"kind": kind, "iteration": iteration, **values}
         with self._written():
             self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
             self._file.flush()
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._events.add_scalar(f"{kind}/{name}", value, iteration)
+                    self._events.add_scalar(f"{_TAGS.get(kind, kind)}/{name}", value, iteration)
             self._events.flush()
 
     def progress(self, iteration: int, values: Mapping[str, float], eta: float) -> None:

@@ -2,9 +2,10 @@
 
 opening: open_dataset
 base: what every data set offers; subset: part of one
-layout: where the parts of a split are; voc, coco, folder, synthetic (scene): the formats, which say so
+layout: where the parts of a split are; voc, coco (instances, shapes), folder, synthetic (scene): the formats, which say
 labels, tables, onehot_npy: label files
 images: reading any image upright in RGB
 packed: many encoded images in one tar
-preparation: what `prepare` does
+masks: mask files, and sets of them that cannot be right; colours: masks that show classes as colours
+preparation: what `prepare` does; download: VOC2012 and SBD
 """

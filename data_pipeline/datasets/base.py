@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX, read_bytes, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, upright_size
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
+from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError
 
@@ -16,9 +18,10 @@ from cosa_fast.errors import UserError
 class ImageDataset:
     """Images by index, in the order of the split's list. Opening one reads no image and no mask.
 
-    classes: the C foreground names; class c has index c + 1 in masks, where 0 is background and 255 ignore.
-    ids: one per image. has_masks: whether ground truth is at hand. labels: None where the set was opened without.
-    masks: mask file per image; None where there are none. label_source: where the labels come from, in words.
+    classes: the C foreground names; class c has index c + 1 in masks, where 0 is background and 255 ignore (for more
+    than 254 classes, in int16: -1). ids: one per image. has_masks: whether ground truth is at hand. labels: None where
+    the set was opened without. masks: mask file per image; None where there are none. masks_absent: why mask files that
+    are there are those of no image; empty otherwise. label_source: where the labels come from, in words.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ImageDataset:
         self._labels = labels
         self._masks = masks
         self._pack: Pack | None = None
+        self.masks_absent = ""
         self.label_source = ""
 
     def __len__(self) -> int:
@@ -69,6 +73,10 @@ class ImageDataset:
             )
         return self._labels.present[index].astype(np.float32)
 
+    def label_table(self) -> LabelTable | None:
+        """The labels of all images; None where the set was opened without."""
+        return self._labels
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the upright image, from the head of its file; of an image in a pack, the whole is read.
         UserError as in `image`, as far as the head shows it.
@@ -81,8 +89,9 @@ class ImageDataset:
         return self.has_masks and (self._masks is None or self._masks[index].is_file())
 
     def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) uint8 in {0..C, 255}, as large as the upright image. size: that image's (height, width); None looks it
-        up in its file. UserError if there is no mask, it is unreadable or of another size.
+        """(H, W) uint8 in {0..C, 255} (int16 in {-1..C} for more than 254 classes), as large as the upright image.
+        size: that image's (height, width); None looks it up in its file. UserError if there is no mask, it is
+        unreadable or of another size.
         """
         mask = self._read_mask(index)
         height, width = size or self.size(index)
@@ -94,13 +103,34 @@ class ImageDataset:
         return mask
 
     def truth(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """The mask of an image of that (height, width); in a set without masks all 255: nothing is known."""
-        return self.mask(index, size) if self.has_masks else np.full(size, IGNORE_INDEX, np.uint8)
+        """The mask of an image of that (height, width); in a set without masks all ignored: nothing is known."""
+        if self.has_masks:
+            return self.mask(index, size)
+        return np.full(size, ignore_index(len(self.classes)), mask_type(len(self.classes)))
 
-    def check_masks(self) -> None:
-        """UserError for masks that are known to be damaged without an image or a mask file being read: so that a run
-        learns of them before it starts.
+    def check_masks(self, indices: Sequence[int] | None = None, threads: int = 1) -> list[str]:
+        """What is to be known of the masks at `indices` (None: all) before they are used, in words. `threads` of them
+        are read at a time, once each, and of their images no more than the size.
+
+        UserError: masks that cannot be used, with how many there are; or masks that cannot be the truth.
         """
+        if not self.has_masks:
+            return []
+
+        def look(index: int) -> tuple[np.ndarray, str]:
+            try:
+                return np.unique(self.mask(index)), ""
+            except UserError as error:
+                return np.zeros(0, np.uint8), str(error)
+
+        with ThreadPoolExecutor(max(1, threads), "cosa_fast masks") as pool:
+            looks = list(pool.map(look, range(len(self)) if indices is None else indices))
+        problems = [problem for _, problem in looks if problem]
+        if problems:
+            more = f" ({len(problems)} of {len(looks)} masks cannot be used)" if len(problems) > 1 else ""
+            raise UserError(problems[0] + more)
+        require_sound((shown for shown, _ in looks), self._masks_place())
+        return []
 
     def fingerprint(self) -> str:
         """sha256 in hex over classes, ids and labels."""
@@ -117,3 +147,6 @@ class ImageDataset:
 
     def _mask_name(self, index: int) -> str:
         return str(self._masks[index]) if self._masks is not None else "mask"
+
+    def _masks_place(self) -> str:
+        return str(self._masks[0].parent) if self._masks else "masks"

@@ -3,8 +3,8 @@
 ROOT/images/SPLIT/, ROOT/SPLIT/, ROOT/images/ or ROOT itself holds the images, or folders of them; an image's id is its
 path from there, without suffix. ROOT/SPLIT.txt, if there is one, lists the split's ids (file names, with or without
 suffix). ROOT/labels.json, .csv or .tsv gives the image labels; without such a file the folder that an image lies in
-(cat/xxx.jpg) is its class. ROOT/masks/ID.png, where there is one, is the ground truth. A split without a list and
-without a folder of its own is all images, unless the folder knows other splits.
+(cat/xxx.jpg) is its class. ROOT/masks/ID.png (or another suffix), where there is one, is the ground truth. A split
+without a list and without a folder of its own is all images, unless the folder knows other splits.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,22 @@ from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.datasets.labels import Labels, class_names
-from cosa_fast.data_pipeline.datasets.layout import Layout, mask_files
+from cosa_fast.data_pipeline.datasets.layout import Layout
+from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
 from cosa_fast.errors import UserError, hint
 from cosa_fast.files import read_lines
 
 LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 _RESTORE = "restore them or take them off the list"
-_NOT_LISTS = ("classes", "readme", "license", "requirements", "notes")  # text files in ROOT that are no split
+_NOT_LISTS = (
+    "classes",
+    "colours",
+    "readme",
+    "license",
+    "requirements",
+    "notes",
+)  # text files in ROOT that are no split
 _SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 _NOT_IMAGES = ("masks",)
 
@@ -43,7 +51,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         classes=class_names(root, classes, ()) if named else None,
         label_files=tuple(root / name for name in LABEL_FILES),
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
-        masks=mask_files(root / "masks", list(images)),
+        masks=find_masks([root / "masks"], list(images)),
         everything=None if pack is not None else _everything(root),
     )
 

@@ -1,6 +1,4 @@
-"""Reading image and mask files: everything a disk can hold becomes an upright RGB image, a class-index mask, or one
-clear UserError.
-"""
+"""Reading image files: everything a disk can hold becomes an upright RGB image or one clear UserError."""
 
 import math
 import warnings
@@ -8,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cosa_fast.errors import UserError, first_line
 
@@ -18,12 +17,26 @@ from cosa_fast.errors import UserError, first_line
 # Ghostscript. These are the formats of `IMAGE_SUFFIXES`; a JPEG with several pictures counts as JPEG.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-IGNORE_INDEX = 255
 
 _REMEDY = "replace the file or take it off the list"
-_ORIENTATION_TAG = 0x0112
 _JPEG_END = b"\xff\xd9"
+_ORIENTATION_TAG = 0x0112
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Cameras and scanners store so many bits in files of 16.
+_DEPTHS = (8, 10, 12, 14, 16)
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Texts and colour profiles, which nothing here uses; PIL refuses a file in which one of them is large.
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_XMP = b"XML:com.adobe.xmp\0\0"  # uncompressed: it may hold the orientation
 
 # What PIL warns of is either harmless or an error below. Once for the process: images are read by many threads, and
 # warnings.catch_warnings in one of them changes the filters of all.
@@ -34,15 +47,20 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
     """The fully decoded image, mode RGB, turned upright by its EXIF orientation. `data`: the content of the file, where
     it has been read already (from the file or from a pack).
 
-    Grayscale, palette, CMYK and 16-bit images are converted (16 bits keep the high byte); transparent pixels are shown
-    on white; of several frames the first is taken.
-    UserError naming the file: missing, not an image of one of `FORMATS`, corrupt, truncated, floating point, or more
-    pixels than PIL's decompression-bomb limit.
+    Grayscale, palette, CMYK and 16-bit images are converted; transparent pixels are shown on white; of several frames
+    the first is taken. Of 16-bit grayscale the depth is the smallest of 8, 10, 12, 14, 16 bits that holds the largest
+    value, and the upper 8 bits of that depth are kept. An EXIF block that cannot be read turns nothing.
+    UserError naming the file: missing, not an image of one of `FORMATS`, corrupt, truncated, floating point, 16 bits
+    per colour of which 14 at most are in use, or more pixels than PIL's decompression-bomb limit.
     """
     with opened(path, data) as image:
+        deep = raw_mode(image) in ("RGB;16B", "RGBA;16B", "RGB;16L", "RGBA;16L")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, path)
+        shown = _to_rgb(image, path)
+        if deep:
+            _require_deep(shown, path)
+        turn = _UPRIGHT.get(_orientation(image) or 1)
+        return shown if turn is None else shown.transpose(turn)
 
 
 def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
@@ -50,8 +68,11 @@ def upright_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     as far as the head shows it.
     """
     with opened(path, data) as image:
+        turned = _orientation(image) in _TRANSPOSED_ORIENTATIONS
+        if turned and image.format == "TIFF":
+            image.load()  # PIL turns these itself, its size before and its orientation after
+            turned = _orientation(image) in _TRANSPOSED_ORIENTATIONS
         width, height = image.size
-        turned = image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED_ORIENTATIONS
         return (width, height) if turned else (height, width)
 
 
@@ -64,7 +85,7 @@ def plain_jpeg_size(path: Path, data: bytes) -> tuple[int, int] | None:
             image.format == "JPEG"
             and image.mode in ("L", "RGB")
             and image.info.get("adobe_transform", 1) != 0
-            and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            and _orientation(image) == 1
             and data.endswith(_JPEG_END)
         )
         return (image.height, image.width) if plain else None
@@ -77,26 +98,14 @@ def lossless(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """(H, W) uint8 class indices in {0..num_classes, 255} from a palette or 8-bit grayscale file, as stored (masks are
-    never rotated).
-
-    UserError naming the file: unreadable, another mode, or a value that is no class.
-    """
-    with opened(path) as image:
-        if image.mode not in ("P", "L"):
-            raise UserError(
-                f"{path}: a mask is a palette or 8-bit grayscale image whose values are class indices, "
-                f"this one has mode {image.mode}; convert it"
-            )
-        mask = np.array(image, dtype=np.uint8)
-    unknown = mask[(mask > num_classes) & (mask != IGNORE_INDEX)]
-    if unknown.size:
-        raise UserError(
-            f"{path}: value {unknown[0]} is neither a class (0..{num_classes}) nor 255; "
-            "check the mask or the list of classes"
-        )
-    return mask
+def raw_mode(image: Image.Image) -> str:
+    """How the pixels of an image that is not decoded yet lie in its file, in PIL's words: "RGB;16B", "L;4"."""
+    tile = getattr(image, "tile", None)  # of images that come from files
+    if not tile:
+        return ""
+    arguments = tile[0][3]
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -115,7 +124,7 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     try:
         with (
             open(path, "rb") if data is None else BytesIO(data) as stream,
-            Image.open(stream, formats=FORMATS) as image,
+            Image.open(_plain(stream), formats=FORMATS) as image,
         ):
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError  # PIL itself only warns up to twice as many
@@ -154,6 +163,45 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 def _from_16_bits(image: Image.Image, path: Path) -> Image.Image:
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
+    largest = int(values.max())
+    if values.min() < 0 or largest > 0xFFFF:
         raise UserError(f"{path}: a 32-bit image has no defined brightness range; convert it to 8 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    depth = next(depth for depth in _DEPTHS if largest < 1 << depth)
+    return Image.fromarray((values >> (depth - 8)).astype(np.uint8))
+
+
+def _require_deep(image: Image.Image, path: Path) -> None:
+    """UserError for a colour image of 16 bits per channel that uses the lower 14 at most: PIL has kept the upper 8."""
+    brightest = int(np.asarray(image).max())
+    if 0 < brightest < 64:
+        raise UserError(
+            f"{path}: of its 16 bits per colour only {8 + brightest.bit_length()} are in use, and the upper 8 are what "
+            "is read; save it with 8 bits per colour"
+        )
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 where there is none; None where the block is broken."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # PIL's parser fails in many ways; the pixels are none the worse
+        return None
+
+
+def _plain(stream: IO[bytes]) -> IO[bytes]:
+    """The same file; a PNG without its texts and colour profiles."""
+    head = stream.read(len(_PNG))
+    stream.seek(0)
+    return BytesIO(_without_texts(stream.read())) if head == _PNG else stream
+
+
+def _without_texts(png: bytes) -> bytes:
+    kept, at = [png[: len(_PNG)]], len(_PNG)
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        kind, content = png[at + 4 : at + 8], png[at + 8 : end - 4]
+        small_xmp = kind == b"iTXt" and content.startswith(_XMP) and len(content) < 1 << 16
+        if kind not in _TEXTS or small_xmp:
+            kept.append(png[at:end])
+        at = end
+    return b"".join([*kept, png[at:]])

@@ -43,6 +43,7 @@ class ImageNames:
     def __init__(self, ids: Collection[str] = (), *, complete: bool = False) -> None:
         self.complete = complete and bool(ids)
         self._ids = set(ids)
+        self._numbers: dict[tuple[str, int], list[str]] | None = None
         self._short: dict[str, set[str]] = {}
         for id in self._ids:
             for form in {id.lower(), id.rpartition("/")[2].lower()}:
@@ -74,6 +75,22 @@ class ImageNames:
         """The id that is meant; where it is not known, the name itself without suffix."""
         return self.find(name) or _without_suffix(name.strip().replace("\\", "/").removeprefix("./"))
 
+    def numbered(self, number: int) -> str:
+        """The id whose digits make up the number (2007_000032 for 2007000032), else the one that ends with it
+        (COCO_val2014_000000000042 for 42); else the number as text. UserError where several end with it.
+        """
+        if self._numbers is None:
+            self._numbers = {}
+            for id in self._ids:
+                digits = re.findall(r"\d+", id.rpartition("/")[2])
+                for part, form in (("whole", "".join(digits)), ("end", digits[-1] if digits else "")):
+                    if form and len(form) < 19:
+                        self._numbers.setdefault((part, int(form)), []).append(id)
+        found = self._numbers.get(("whole", number)) or self._numbers.get(("end", number)) or [str(number)]
+        if len(found) > 1:
+            raise UserError(f"the number {number} may be {' or '.join(sorted(found)[:2])}; write names for numbers")
+        return found[0]
+
     def nearest(self, name: str) -> str:
         return hint(_without_suffix(name), self._ids) if len(self._ids) < 20_000 else ""
 
@@ -95,7 +112,7 @@ def read_labels(
         case ".csv" | ".tsv":
             entries, form = read_table(path, images if images.complete else None)
         case ".npy":
-            return _from_npy(path, classes)
+            return _from_npy(path, classes, images)
         case suffix:
             raise UserError(
                 f"{path}: a label file ends in .json, .csv, .tsv or .npy, not {suffix or 'nothing'!r}; "
@@ -133,6 +150,12 @@ def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]
     if twice:
         raise UserError(f"{source}: a class is named twice ({', '.join(twice)}); remove the duplicate")
     return names
+
+
+def spelt_as(classes: Sequence[str]) -> Callable[[str], str]:
+    """A function that gives a name the spelling that it has in `classes`; a name that is none of them stays."""
+    chosen = {_key(name): name for name in classes}
+    return lambda name: chosen.get(_key(name), name)
 
 
 def encode_labels(
@@ -338,16 +361,21 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _from_npy(path: Path, classes: Sequence[str] | None) -> Labels:
+def _from_npy(path: Path, classes: Sequence[str] | None, images: ImageNames) -> Labels:
     if classes is None:
         raise UserError(
             f"{path}: a one-hot file holds no class names; give data.classes or put a classes.txt beside the images"
         )
-    rows = read_onehot(path, len(classes))
-    return {
-        _without_suffix(id): tuple(name for name, present in zip(classes, row, strict=True) if present)
-        for id, row in rows.items()
-    }
+    labels: Labels = {}
+    for key, row in read_onehot(path, len(classes)).items():
+        try:
+            id = images.numbered(key) if isinstance(key, int) else images.id(key)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        if id in labels:
+            raise UserError(f"{path}: the image {id} is there twice; remove one of its entries")
+        labels[id] = tuple(name for name, present in zip(classes, row, strict=True) if present)
+    return labels
 
 
 def _key(name: str) -> str:

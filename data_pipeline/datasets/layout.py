@@ -1,11 +1,12 @@
 """Where the parts of a split are: what each format finds, and what finding them takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import Labels
+from cosa_fast.data_pipeline.datasets.masks import MaskFiles
 from cosa_fast.errors import UserError
 
 
@@ -16,9 +17,9 @@ class Layout:
     ids, images: one per image, in the order of `listing`, the file or folder that lists them. classes: the foreground
     names; None where only the labels name them.
     label_files: where a label file may be; the first that is there counts. annotations: (place, how to read its labels)
-    of what is taken where there is no label file. masks: one per image, None if there are none. dataset: makes the data
-    set of classes, ids, images, label table and masks. everything: the ids of all images on the disk, those of other
-    splits included; None where that is not known.
+    of what is taken where there is no label file. masks: see MaskFiles. dataset: makes the data set of classes, ids,
+    images, label table and mask files. everything: the ids of all images on the disk, those of other splits included;
+    None where that is not known. notes: what the user is to know of how things were found.
     """
 
     ids: list[str]
@@ -27,21 +28,15 @@ class Layout:
     classes: tuple[str, ...] | None
     label_files: tuple[Path, ...] = ()
     annotations: tuple[Path, Callable[[], Labels]] | None = None
-    masks: list[Path] | None = None
+    masks: MaskFiles = field(default_factory=lambda: MaskFiles(None))
     dataset: Callable[..., ImageDataset] = ImageDataset
     everything: frozenset[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def file_names(folder: Path) -> set[str]:
     """The names in a folder; none if it does not exist."""
     return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-
-
-def mask_files(folder: Path, ids: Sequence[str]) -> list[Path] | None:
-    """FOLDER/ID.png of every image, or None if not one of them exists. No mask is opened."""
-    files = [folder / f"{id}.png" for id in ids]
-    present = {parent: file_names(parent) for parent in {file.parent for file in files}}
-    return files if any(file.name in present[file.parent] for file in files) else None
 
 
 def require_files(images: Sequence[Path], listing: Path) -> None:

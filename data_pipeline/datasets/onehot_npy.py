@@ -9,6 +9,7 @@ fixed number types.
 
 import math
 import pickletools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,8 @@ _NAMES = {
 }
 _NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 _OBJECT = "O8"
+# Numpy's own texts, which may be keys: their encodings in little and in big endian.
+_TEXTS = {"U": ("utf-32-le", "utf-32-be"), "S": ("utf-8", "utf-8")}
 
 # Opcodes by what they do to the stack.
 _VALUES = {
@@ -43,8 +46,9 @@ _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
 
 
-def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
-    """Image id -> (num_classes,) bool. Never runs code from the file, nor rebuilds an object that it describes.
+def read_onehot(path: Path, num_classes: int) -> dict[str | int, np.ndarray]:
+    """Image id -> (num_classes,) bool; an id that the file holds as a number stays one. Never runs code from the file,
+    nor rebuilds an object that it describes.
 
     UserError naming the file: unreadable, not such a dict, anything but plain arrays inside, or vectors of another
     length.
@@ -54,7 +58,7 @@ def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: wanted a dict of image id -> one-hot vector, got {type(content).__name__}; choose another file"
         )
-    return {str(id): _row(path, id, vector, num_classes) for id, vector in content.items()}
+    return {id: _row(path, id, vector, num_classes) for id, vector in content.items()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class _Machine:
 
 
 def _pairs(items: list[Any]) -> dict[str | int, Any]:
-    keys = items[::2]
+    keys = [key.decode("utf-8") if isinstance(key, bytes) else key for key in items[::2]]
     # Others could take for ever to hash or to print: nested ones, or numbers of a million digits.
     if len(items) % 2 or not all(isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**63) for key in keys):
         raise ValueError("a key of its dict is no image id")
@@ -175,15 +179,21 @@ def _name(asked: str) -> _Name:
 def _call(function: Any, arguments: Any) -> Any:
     """What numpy's function of that name would give, as one of this file's classes."""
     match function, arguments:
-        case _Name("dtype"), (str(code), bool() | int(), bool() | int()) if code in _NUMBERS or code == _OBJECT:
+        case _Name("dtype"), (str(code), bool() | int(), bool() | int()) if _is_known(code):
             return _Dtype(code)
         case _Name("_reconstruct"), (_Name("ndarray"), (0,), _):
             return _Array()
         case _Name("_frombuffer"), (bytes() | bytearray() as raw, _Dtype() as dtype, tuple(shape), "C"):
             return _Array(_numbers(raw, dtype, shape))
+        case _Name("scalar"), (_Dtype(code=code, order=order), bytes() as raw) if code[0] in _TEXTS:
+            return raw.decode(_TEXTS[code[0]][order == ">"]).rstrip("\0")
         case _Name("scalar"), (_Dtype() as dtype, bytes() | str() as raw):
             return _numbers(raw, dtype, ()).item()
     raise ValueError("it calls a function as no label file does")
+
+
+def _is_known(code: str) -> bool:
+    return code in _NUMBERS or code == _OBJECT or re.fullmatch(r"[US]\d{1,4}", code) is not None
 
 
 def _build(target: Any, state: Any) -> None:

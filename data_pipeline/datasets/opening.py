@@ -46,7 +46,7 @@ def open_dataset(
 ) -> ImageDataset:
     """Open one split.
 
-    format: "voc", the VOC2012 devkit folder; "coco", ROOT/annotations/instances_SPLIT.json and ROOT/SPLIT; "folder",
+    format: "voc", the VOC2012 devkit folder or one above it; "coco", an instances file and its images; "folder",
     images with a label file; "synthetic", the demo's images, generated into ROOT if it is empty.
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
     format's own. need_labels: every image must have an image label; otherwise labels are attached where there are some.
@@ -63,6 +63,9 @@ def open_dataset(
     if packed is None:
         require_files(layout.images, layout.listing)
     given = Path(labels).expanduser() if labels is not None else None
+    if say is not None:
+        for note in layout.notes:
+            say(f"{split}: {note}")
     source, content = _labels(layout, given, say)
     if content is None and need_labels:
         command = f"python -m cosa_fast.prepare --format {format} --root {root} --split {split}"
@@ -74,7 +77,8 @@ def open_dataset(
         require_labels(table, layout.ids, source)
         if say is not None:
             say(f"{split}: {len(layout.ids)} images, labels from {source}: {describe_classes(table, names)}")
-    dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks)
+    dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks.files)
+    dataset.masks_absent = layout.masks.absent
     dataset.label_source = source
     if packed is not None:
         require_packed(packed, dataset.ids, packing_command(format, root, split))

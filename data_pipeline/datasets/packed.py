@@ -1,8 +1,8 @@
 """Many encoded images in one file, for disks where opening small files is the limit.
 
-A pack is a plain tar: the image files' own bytes, entries named by image id with the file's suffix. Nothing else is in
-it, masks least of all. Where each image lies is read from the tar's headers once, at opening; after that an image is
-one positioned read.
+A pack is a plain tar: the image files' own bytes, entries named by image id (folders included) with the file's suffix.
+Nothing else is in it, masks least of all. Where each image lies is read from the tar's headers once, at opening; after
+that an image is one positioned read.
 """
 
 import os
@@ -20,8 +20,9 @@ _REMEDY = "write it anew with: python -m cosa_fast.prepare ... --pack"
 
 
 class Pack:
-    """The images of a pack by id. May be used by several threads at once, after a fork, and after pickling: then the
-    file is opened anew at the first read.
+    """The images of a pack by id: an entry's name without suffix, or the end of it after a "/" where no other entry
+    ends so. May be used by several threads at once, after a fork, and after pickling: then the file is opened anew at
+    the first read.
 
     UserError naming the file: it cannot be read, is no uncompressed tar, is damaged or truncated, or holds an id twice
     or a link.
@@ -33,6 +34,7 @@ class Pack:
         try:
             self._version = _version(os.stat(self.path))
             self._entries = _index(self.path)
+            self._ids = _by_every_end(self._entries)
         except UserError:
             raise
         except OSError as error:
@@ -41,7 +43,7 @@ class Pack:
             raise UserError(f"{self.path}: not a whole, uncompressed tar ({first_line(error)}); {_REMEDY}") from None
 
     def __contains__(self, id: str) -> bool:
-        return id in self._entries
+        return id in self._ids
 
     @property
     def names(self) -> list[str]:
@@ -50,11 +52,11 @@ class Pack:
 
     def image_path(self, id: str) -> Path:
         """PACK/NAME: no file, but what an error message calls the image."""
-        return self.path / self._entries[id][0]
+        return self.path / self._entry(id)[0]
 
     def read(self, id: str) -> bytes:
         """The image's encoded bytes. UserError if the pack was replaced or damaged since it was opened."""
-        _, offset, size = self._entries[id]
+        _, offset, size = self._entry(id)
         try:
             # pread has no position to share: threads and forked workers may use one descriptor.
             data = os.pread(self._opened().fileno(), size, offset)
@@ -66,6 +68,9 @@ class Pack:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+    def _entry(self, id: str) -> tuple[str, int, int]:
+        return self._entries[self._ids[id]]
 
     def _opened(self) -> BinaryIO:
         if self._file is not None:
@@ -132,7 +137,7 @@ def _index(path: Path) -> dict[str, tuple[str, int, int]]:
                 continue
             if not member.isreg() or member.issparse():
                 raise UserError(f"{path}: its entry {member.name} is no file; {_REMEDY}")
-            id = PurePosixPath(member.name).stem
+            id = PurePosixPath(member.name).with_suffix("").as_posix() if PurePosixPath(member.name).name else ""
             if id in entries:
                 raise UserError(f"{path}: two entries have the id {id}; {_REMEDY}")
             entries[id] = (member.name, member.offset_data, member.size)
@@ -142,3 +147,15 @@ def _index(path: Path) -> dict[str, tuple[str, int, int]]:
         if file.read(2 * tarfile.BLOCKSIZE) != tarfile.NUL * 2 * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end of archive where its entries end")
     return entries
+
+
+def _by_every_end(ids: Iterable[str]) -> dict[str, str]:
+    """Every id by itself, and by each end of it ("cat/x" by "x") that no other id has."""
+    found: dict[str, str] = {}
+    ends: Counter[str] = Counter()
+    for id in ids:
+        parts = id.split("/")
+        for end in ("/".join(parts[start:]) for start in range(1, len(parts))):
+            ends[end] += 1
+            found[end] = id
+    return {**{end: id for end, id in found.items() if ends[end] == 1}, **{id: id for id in ids}}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.datasets.coco import instances_path, read_instances
+from cosa_fast.data_pipeline.datasets.colours import colours_of, write_indices
 from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES
-from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
+from cosa_fast.data_pipeline.datasets.instances import find_instances, read_instances
 from cosa_fast.data_pipeline.datasets.labels import (
     ImageNames,
     Labels,
@@ -21,9 +21,17 @@ from cosa_fast.data_pipeline.datasets.labels import (
     require_labels,
     write_labels,
 )
+from cosa_fast.data_pipeline.datasets.masks import ignore_index
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
-from cosa_fast.data_pipeline.datasets.voc import LISTS, ONEHOT_NAME, read_annotations
+from cosa_fast.data_pipeline.datasets.voc import (
+    LISTS,
+    MASKS,
+    ONEHOT_NAME,
+    build_train_aug,
+    devkit,
+    read_annotations,
+)
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_text
 
@@ -40,6 +48,7 @@ def prepare(
     given: Path | None = None,
     output: Path | None = None,
     packed: Path | None = None,
+    make_list: bool = False,
     workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -50,14 +59,20 @@ def prepare(
     masks too where there are some, and never replaced. classes.txt is written where only the labels name the classes.
     source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
     something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
+    make_list: write VOC's train_aug.txt first.
     workers: threads that decode. say: is told how labels were understood, counts, what was written and how to train.
     UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
     written or holds other labels; or bad images, each named on stderr before.
     """
+    root = devkit(root) if format == "voc" else root
     if workers < 0:
         raise UserError(f"--workers is {workers}; wanted 0 or more")
     if packed is not None and packed.suffix != ".tar":
         raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
+    if make_list:
+        if (format, split) != ("voc", "train_aug"):
+            raise UserError(f"--make-list: makes the list train_aug of the format voc, not {split} of {format}")
+        say(f"{build_train_aug(root)}: written")
     own = None if source or given or output else users_labels(format, root, split)
     dataset = open_dataset(format, root, split, need_labels=own is not None, labels=given, say=say)
     if own is not None:
@@ -78,6 +93,21 @@ def prepare(
         say(pack(dataset, split, packed))
 
 
+def masks_from_colours(format: str, root: Path, split: str, say: Callable[[str], None] = print) -> None:
+    """Write the masks of a VOC or folder set, which show classes as colours, as indices: see `write_indices`. split: a
+    list of the set, from which its classes are known. UserError also for other formats.
+    """
+    if format not in ("voc", "folder"):
+        raise UserError(f"--masks-from-colours: of a voc or folder set, not of {format}")
+    root = devkit(root) if format == "voc" else root
+    classes = open_dataset(format, root, split, need_labels=False).classes
+    folders = [root / name for name in (MASKS if format == "voc" else ("masks",)) if (root / name).is_dir()]
+    if not folders:
+        raise UserError(f"{root}: no masks there")
+    for folder in folders:
+        write_indices(folder, classes, colours_of(root, classes), say)
+
+
 def collect_labels(
     format: str, root: Path, split: str, dataset: ImageDataset, source: str | None, given: Path | None, workers: int
 ) -> tuple[Labels, list[Size]]:
@@ -91,29 +121,36 @@ def collect_labels(
     if given is not None:
         labels = read_labels(given, dataset.classes, ImageNames(dataset.ids))
     elif source == "coco":
-        labels = read_instances(instances_path(root, split)).labels
+        labels = read_instances(find_instances(root, split)[0]).labels
     elif source == "xml":
-        labels = read_annotations(root, dataset.ids)
+        labels = read_annotations(root, dataset.ids, dataset.classes)
     elif source == "npy":
         onehot = _onehot(root)
         if onehot is None:
             raise UserError(f"{root}: no {ONEHOT_NAME} there or in {LISTS}; give --labels FILE")
-        labels = read_labels(onehot, dataset.classes)
+        labels = read_labels(onehot, dataset.classes, ImageNames(dataset.ids))
     require_labels(encode_labels(labels, dataset.ids, dataset.classes, source), dataset.ids, source)
     return {id: labels[id] for id in dataset.ids}, sizes
 
 
 def users_labels(format: str, root: Path, split: str) -> Path | None:
-    """The label file that the user has written for this split; None if there is none with a label of one of its images.
-    UserError where it cannot be read.
+    """The label file that the user has written for this split; None if there is none with a label of one of its images,
+    or if images that it lacks can be added from what else there is. UserError where it cannot be read.
     """
     path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
     if path is None or (format != "folder" and path.suffix != ".json"):
         return None
     if format == "folder":
         return path
-    ids = open_dataset(format, root, split, need_labels=False).ids
-    return path if set(ids) & set(read_labels(path, None)) else None
+    dataset = open_dataset(format, root, split, need_labels=False)
+    known = set(dataset.ids) & set(read_labels(path, None, ImageNames(dataset.ids)))
+    if known and len(known) < len(set(dataset.ids)):
+        try:
+            find_source(format, root, dataset)
+        except UserError:
+            return path
+        return None
+    return path if known else None
 
 
 def check_labels(dataset: ImageDataset, workers: int, say: Callable[[str], None]) -> tuple[Labels, list[Size]]:
@@ -166,7 +203,10 @@ def suggest(format: str, root: Path, split: str, images: int) -> str:
     }
     recipe = {"synthetic": "demo"}.get(format, format)
     overrides = " ".join(f"{key}={value}" for key, value in settings.items())
-    return f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
+    text = f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
+    if (format, split) == ("folder", "train"):
+        text += f"\nwithout a GPU: python -m cosa_fast.train folder_small.yaml data.root={settings['data.root']}"
+    return text
 
 
 def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
@@ -188,7 +228,7 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
     """(image id -> the classes that its mask shows, (width, height) per image), after every image, and the masks of
     those at `masks`, have been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
     """
-    wanted = set(masks)
+    wanted, ignored = set(masks), ignore_index(len(dataset.classes))
 
     def look(index: int) -> tuple[tuple[str, ...], Size, str | None]:
         try:
@@ -196,7 +236,8 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
             values = np.unique(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
         except UserError as error:
             return (), (0, 0), str(error)
-        return tuple(dataset.classes[value - 1] for value in values if value not in (0, IGNORE_INDEX)), image.size, None
+        names = tuple(dataset.classes[value - 1] for value in values if value not in (0, ignored))
+        return names, image.size, None
 
     with ThreadPoolExecutor(max(1, workers), "cosa_fast prepare") as pool:
         names, sizes, problems = zip(*pool.map(look, range(len(dataset))), strict=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from cosa_fast.data_pipeline.datasets.images import IGNORE_INDEX
+from cosa_fast.data_pipeline.datasets.masks import IGNORE_INDEX, WIDE_IGNORE_INDEX
 from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters
 
 
@@ -127,11 +127,21 @@ def normalise_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, 
     return values.sub_(shift).div_(scale)
 
 
+def denormalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """What `normalise_pixels` was given, of (..., 3, H, W) float: (..., 3, H, W) uint8."""
+    scale = 255 * torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return (images * scale + shift).round_().to(torch.uint8)
+
+
 def render_mask(mask: np.ndarray, parameters: AugmentParameters, config: AugmentConfig) -> Tensor:
-    """(H, W) uint8: the mask with the geometry of the views; 255 in the padding."""
-    canvas = torch.full((config.crop_size, config.crop_size), IGNORE_INDEX, dtype=torch.uint8)
-    canvas[_slices(parameters)] = torch.from_numpy(
-        np.array(cut(Image.fromarray(mask), parameters, Image.Resampling.NEAREST))
+    """(H, W) of the mask's type, uint8 or int16: the mask with the geometry of the views; ignored in the padding."""
+    wide = mask.dtype == np.int16
+    side, ignored = config.crop_size, WIDE_IGNORE_INDEX if wide else IGNORE_INDEX
+    canvas = torch.full((side, side), ignored, dtype=torch.int16 if wide else torch.uint8)
+    image = Image.fromarray(mask.astype(np.int32) if wide else mask)  # PIL resizes no 16 bits with a sign
+    canvas[_slices(parameters)] = torch.from_numpy(np.array(cut(image, parameters, Image.Resampling.NEAREST))).to(
+        canvas.dtype
     )
     return canvas
 

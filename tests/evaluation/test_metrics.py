@@ -113,7 +113,7 @@ def test_sweep_equals_thresholding_at_every_grid_value() -> None:
         for threshold, matrix in zip(grid, direct, strict=True):
             above = confidence >= torch.tensor(threshold)
             matrix.update(torch.where(above, category, torch.zeros_like(category)), truth)
-    assert torch.equal(sweep.confusions(), torch.stack([matrix.counts for matrix in direct]))
+    assert torch.equal(sweep.iou(), torch.stack([matrix.iou() for matrix in direct]))
     best = sweep.best([0, 1, 2])
     values = [matrix.miou([0, 1, 2]) for matrix in direct]
     assert best.miou == pytest.approx(max(values))

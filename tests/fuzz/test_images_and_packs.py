@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.images import plain_jpeg_size, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import plain_jpeg_size, read_image, upright_size
+from cosa_fast.data_pipeline.datasets.masks import read_mask
 from cosa_fast.data_pipeline.datasets.packed import Pack, write_pack
 
 

@@ -128,7 +128,7 @@ def test_tensorboard_has_the_same_figures(run: tuple[Path, Config]) -> None:
     expected = [(line["iteration"], line["loss"]) for line in records(run[0], "train")]
 
     assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")] == expected
-    assert {"train/xi", "eval_teacher/seg_label_free"} <= set(events.Tags()["scalars"])
+    assert {"train/xi", "eval_ON/seg_label_free", "eval_AN/seg_label_free"} <= set(events.Tags()["scalars"])
 
 
 def test_last_checkpoints_and_the_best_are_kept(run: tuple[Path, Config]) -> None:

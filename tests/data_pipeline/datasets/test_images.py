@@ -1,6 +1,7 @@
 """Every kind of image file is converted as documented or refused in one line that names it."""
 
 import io
+import struct
 import sys
 import warnings
 import zlib
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, read_image, read_mask, upright_size
+from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, read_image, upright_size
+from cosa_fast.data_pipeline.datasets.masks import read_mask
 from cosa_fast.errors import UserError
 
 RED = (200, 30, 20)
@@ -56,6 +58,101 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path: Path) -> None:
     values = np.array([[0, 0x80FF], [0xFFFF, 0x0100]], dtype=np.uint16)
     image = read_image(saved(Image.fromarray(values), tmp_path / "x.png"))
     assert np.asarray(image)[..., 0].tolist() == [[0, 0x80], [0xFF, 1]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bits", [1, 8, 9, 10, 12, 14, 15, 16])
+def test_fewer_than_sixteen_bits_are_stretched(bits: int, suffix: str, tmp_path: Path) -> None:
+    """To the upper 8 of the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value."""
+    depth = next(depth for depth in (8, 10, 12, 14, 16) if bits <= depth)
+    largest = (1 << bits) - 1
+    values = np.array([[0, largest // 2, largest]], dtype=np.uint16)
+    image = read_image(saved(Image.fromarray(values), tmp_path / f"x.{suffix}"))
+    assert np.asarray(image)[0, :, 0].tolist() == (values[0] >> (depth - 8)).tolist()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_with(tmp_path: Path, *chunks: bytes) -> Path:
+    """A red PNG with these chunks before its pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4), RED).save(stream, "PNG")
+    content = stream.getvalue()
+    (tmp_path / "x.png").write_bytes(content[:33] + b"".join(chunks) + content[33:])
+    return tmp_path / "x.png"
+
+
+LARGE = b"x" * (3 << 20)
+EXTRAS = {
+    "text": [chunk(b"tEXt", b"Comment\0" + LARGE)],
+    "compressed text": [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(LARGE))],
+    "international text": [chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(LARGE))],
+    "many texts": [chunk(b"tEXt", b"Comment\0" + LARGE[: 900 << 10])] * 80,
+    "large profile": [chunk(b"iCCP", b"profile\0\0" + zlib.compress(LARGE))],
+    "broken profile": [chunk(b"iCCP", b"profile\0\0nothing")],
+    "broken text": [chunk(b"zTXt", b"Comment\0\0nothing"), chunk(b"iTXt", b"\0")],
+    "wrong checksum": [chunk(b"tEXt", b"Comment\0x")[:-4] + b"0000"],
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_texts_and_profiles_do_not_matter(extra: str, tmp_path: Path) -> None:
+    path = png_with(tmp_path, *EXTRAS[extra])
+    assert read_image(path).getpixel((1, 1)) == RED
+    assert upright_size(path) == (4, 6)
+
+
+def test_the_orientation_in_a_png_s_xmp_is_kept(tmp_path: Path) -> None:
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    path = png_with(tmp_path, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
+    assert (read_image(path).size, upright_size(path)) == ((4, 6), (6, 4))
+
+
+def test_sixteen_bit_colours_of_few_bits_are_refused(tmp_path: Path) -> None:
+    """PIL keeps the high byte of each, so that little would be left of them."""
+
+    def colours(value: int) -> Path:
+        row = b"\0" + struct.pack(">H", value) * 18
+        head = struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)
+        parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(row * 4)), chunk(b"IEND", b""))
+        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        return tmp_path / "x.png"
+
+    assert read_image(colours(0x8000)).getpixel((0, 0)) == (128, 128, 128)
+    assert read_image(colours(0)).getpixel((0, 0)) == (0, 0, 0)
+    assert "of its 16 bits per colour only 12 are in use" in refusal(colours(4095))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0nothing",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0six\0\0\0\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+    ],
+    ids=["no TIFF", "offset beyond the end", "cut off", "a text", "99"],
+)
+def test_broken_exif_turns_nothing(exif: bytes, suffix: str, tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (6, 4), RED), tmp_path / f"x.{suffix}", exif=exif)
+    assert (read_image(path).size, upright_size(path)) == ((6, 4), (4, 6))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pil(orientation: int, suffix: str, tmp_path: Path) -> None:
+    stored = Image.effect_noise((8, 4), 90).convert("RGB").resize((48, 24))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(stored, tmp_path / f"x.{suffix}", exif=exif, quality=95)
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert np.array_equal(np.asarray(read_image(path)), np.asarray(expected))
+    assert upright_size(path) == (expected.height, expected.width)
 
 
 def test_values_without_a_brightness_range_are_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_fast.data_pipeline.datasets.coco import rasterise
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.shapes import rasterise
 from cosa_fast.data_pipeline.datasets.voc import CLASSES
 from cosa_fast.errors import UserError
 

@@ -168,6 +168,29 @@ def test_a_folder_of_any_suffix_reads_from_a_pack_alone(tmp_path: Path) -> None:
     assert message.endswith(f"python -m cosa_fast.prepare --format folder --root {tmp_path} --split train --pack")
 
 
+def test_class_folders_are_packed_with_their_folders(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for value, name in enumerate(["cat/x.jpg", "dog/x.png", "dog/y.JPG"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (10 * value, 0, 0)).save(root / name)
+    loose = open_dataset("folder", root, "train")
+    pack_split(loose, "train", tmp_path / "train.tar")
+    shutil.rmtree(root)
+    root.mkdir()
+    packed = open_dataset("folder", root, "train", pack=tmp_path / "train.tar")
+    assert (packed.ids, packed.classes) == (("cat/x", "dog/x", "dog/y"), ("cat", "dog"))
+    assert packed.fingerprint() == loose.fingerprint()
+    assert [packed.image(k).getpixel((0, 0))[0] for k in range(3)] == pytest.approx([0, 10, 20], abs=2)
+    assert [packed.labels(k).tolist() for k in range(3)] == [[1, 0], [0, 1], [0, 1]]
+
+
+def test_an_entry_is_found_by_its_end_where_only_one_has_it(tmp_path: Path) -> None:
+    write_pack(tmp_path / "x.tar", [("a/one.jpg", b"1"), ("a/two.jpg", b"2"), ("b/two.jpg", b"3")])
+    pack = Pack(tmp_path / "x.tar")
+    assert (pack.read("one"), pack.read("a/two"), pack.read("b/two")) == (b"1", b"2", b"3")
+    assert "two" not in pack
+
+
 def test_a_pack_of_another_split_is_refused_with_the_command(packed_root: Path) -> None:
     message = refusal(open_dataset, "voc", packed_root, "val", pack=packed_root / "train.tar")
     assert f"{packed_root / 'train.tar'}: 4 of 4 listed images are not in the pack, first val_00000" in message

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.labels import LabelTable
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
 from cosa_fast.errors import UserError
@@ -36,6 +37,39 @@ def test_neither_part_is_ever_empty(count: int) -> None:
     assert min(len(training), len(held)) >= 1
     with pytest.raises(UserError, match="one image"):
         hold_out(numbered(1))
+
+
+def labelled(count: int, rare: dict[int, str]) -> ImageDataset:
+    """`count` images of cats; those at the positions in `rare` show another class instead."""
+    classes = ("cat", *dict.fromkeys(rare.values()))
+    present = np.zeros((count, len(classes)), np.uint8)
+    for position in range(count):
+        present[position, classes.index(rare.get(position, "cat"))] = 1
+    ids = [f"image{k}" for k in range(count)]
+    table = LabelTable(present, np.ones(count, bool))
+    return ImageDataset(classes, ids, [Path(f"{id}.jpg") for id in ids], table)
+
+
+def test_the_only_image_of_a_class_stays_in_the_training() -> None:
+    usual = [int(id.removeprefix("image")) for id in hold_out(numbered(200))[1].ids]
+    first, second, third = usual[:3]
+    said: list[str] = []
+    training, held = hold_out(labelled(200, {first: "lynx", second: "fox", third: "fox"}), say=said.append)
+    kept = {f"image{k}" for k in usual} - set(held.ids)
+    assert f"image{first}" in kept
+    assert len(kept) == 2, "one image of each class is enough"
+    assert kept <= set(training.ids)
+    assert said == [text for text in said if text.startswith("2 images stay in the training, as the only ones")]
+    assert f"image{first} (lynx)" in said[0]
+    trained = next(k for k in range(200) if k not in usual)
+    assert set(hold_out(labelled(200, {first: "lynx", trained: "lynx"}))[1].ids) == {f"image{k}" for k in usual}
+
+
+def test_something_is_held_out_even_of_classes_with_one_image_each() -> None:
+    usual = [int(id.removeprefix("image")) for id in hold_out(numbered(200))[1].ids]
+    training, held = hold_out(labelled(200, {k: f"class {k}" for k in usual}))
+    assert len(held) == 1
+    assert len(training) == 199
 
 
 @pytest.fixture

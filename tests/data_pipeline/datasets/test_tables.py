@@ -30,6 +30,7 @@ UNDERSTOOD = {
     "several_rows": "a.jpg,cat\nb.jpg,dog\na.jpg,dog\nc.1.jpg,none\n",
     "one_column_per_class": "name,cat,dog\na.jpg,1,1\nb.jpg,0,1\nc.1.jpg,0,0\n",
     "true_and_false": "name,cat,dog\na.jpg,True,True\nb.jpg,False,True\nc.1.jpg,False,False\n",
+    "yes_and_no": "name,cat,dog\na.jpg,yes,Yes\nb.jpg,no,yes\nc.1.jpg,no,NO\n",
     "pandas_index": ",file,label\n0,a.jpg,cat;dog\n1,b.jpg,dog\n2,c.1.jpg,none\n",
     "other_columns": "file,width,label,height\na,6,cat;dog,4\nb,6,dog,4\nc.1,6,none,4\n",
     "labels_first": 'label,file\n"cat;dog",a.jpg\ndog,b.jpg\nnone,c.1.jpg\n',
@@ -78,6 +79,25 @@ def test_forms_that_are_understood(form: str, tmp_path: Path) -> None:
 )
 def test_forms_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
     assert message in refusal(tmp_path / "labels.csv", text)
+
+
+def test_crosses_mark_classes_and_an_empty_row_is_no_label(tmp_path: Path) -> None:
+    labels, said = read(tmp_path / "labels.csv", "name,cat,dog\na.jpg,x,X\nb.jpg,,x\nc.1.jpg,,\n")
+    assert labels == {"a": BOTH, "b": DOG}
+    assert any("1 rows without a class" in text for text in said)
+
+
+@pytest.mark.parametrize("name", ["labels.xlsx", "labels.txt", "labels"])
+def test_other_kinds_of_files_are_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"ends in \.json, \.csv, .tsv or .npy, not .*; rename it, or save it as CSV"):
+        read_labels(tmp_path / name, None)
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("a.jpg,Bär\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"labels\.csv: not UTF-8 text; save it as UTF-8"):
+        read_labels(tmp_path / "labels.csv", None)
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "NaN", "N/A", "null"])
