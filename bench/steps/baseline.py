@@ -90,7 +90,10 @@ class BaselineLosses:
         }
         if weights.s2c > 0:
             terms["s2c"] = self.seg_to_cam(
-                outputs.cam, [(a.segmentation(), b.segmentation()) for a, b in pairs], batch.labels, batch.valid
+                outputs.cam,
+                [(a.segmentation(), b.segmentation()) for a, b in pairs],
+                batch.labels,
+                torch.ones_like(batch.valid) if weights.s2c_padding else batch.valid,
             )
         if weights.csc > 0:
             vectors = self.vectors(outputs.cam.float(), batch.labels)

@@ -104,8 +104,8 @@ class ThresholdConfig:
 class LossConfig:
     """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all.
 
-    `csc_vectors`: what csc compares, the CAM's probabilities beside a background channel of their own, or its raw
-    logits."""
+    `s2c_padding`: whether s2c is a mean over padding as well, as in the release. `csc_vectors`: what csc compares, the
+    CAM's probabilities beside a background channel of their own, or its raw logits."""
 
     cls: float = bounded(1.0, low=0.0, high=1e6)
     cls_aux: float = bounded(1.0, low=0.0, high=1e6)
@@ -121,6 +121,7 @@ class LossConfig:
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
     s2c_temperature: float = bounded(0.01, low=1e-6, high=1e6)
     s2c_relu: bool = False
+    s2c_padding: bool = False
     csc_vectors: Literal["probability", "logits"] = "probability"
     csc_epsilon: float = bounded(1.0, low=0.0, high=1e6)
     csc_temperature: float = bounded(0.5, low=1e-6, high=1e6)

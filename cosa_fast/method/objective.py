@@ -122,7 +122,7 @@ class Objective:
         """Eqs. 7, 8."""
         guidance = _guidance_logits(self._config, assignment, batch, noise_seed)
         size = (batch.weak.shape[2], batch.weak.shape[3])
-        valid = batch.valid
+        valid = torch.ones_like(batch.valid) if self._config.s2c_padding else batch.valid
         if self._config.guidance == "truth" and batch.truth is not None:
             valid = valid & ~ignored(batch.truth)
         return seg_to_cam_loss(

@@ -86,6 +86,8 @@ def test_published_recipes(name: str, base: str, band: tuple[float, float], afte
     assert config.optim == dataclasses.replace(load_config(base).optim, **changed)
     assert (config.model.position_resampling, config.model.head_start) == ("plain", "uniform")
     assert (config.threshold.grid, config.teacher.aux_scales) == ("half", "last")
+    assert (config.data.padding, loss.s2c_padding) == ("black", True)
+    assert (config.eval.protocol, config.eval.select) == ("squashed", "label-aware")
 
 
 def test_voc_yaml_states_every_setting() -> None:

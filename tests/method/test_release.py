@@ -155,6 +155,30 @@ def test_the_auxiliary_map_comes_of_the_last_scale() -> None:
     assert all(load_config(name).teacher.aux_scales == "last" for name in PUBLISHED)
 
 
+@torch.no_grad()
+def test_s2c_is_the_release_s_where_it_sees_padding(make_config: MakeConfig, batches: list[Batch]) -> None:
+    recipe = ["optim.cotrain_after=0", "loss.s2c_relu=true", "loss.csc=0"]
+    batch = batches[0]
+    assert not batch.valid.all()
+    found = {}
+    for padding in ("true", "false"):
+        engine = Engine(make_config(*recipe, f"loss.s2c_padding={padding}"), 5, torch.device("cpu"))
+        seen, outputs = engine.on.master(batch.strong), engine.an.forward(batch.weak)
+        assignment = engine.an.assign(outputs, batch.labels, batch.valid)
+        found[padding] = engine.objective.cotraining(seen, assignment, batch, engine.threshold_values, 0)["s2c"]
+    size, count = batch.weak.shape[2:], len(batch.weak)
+    seg = sum(
+        wide[:count] + wide[count:].flip(-1)
+        for wide in (F.interpolate(each.seg, size=size, mode="bilinear", align_corners=False) for each in outputs)
+    )
+    absent = torch.cat([torch.zeros(count, 1), 1 - batch.labels], 1).bool()[:, :, None, None]
+    target = (seg.masked_fill(absent, -1e5) / 0.01).softmax(1)[:, 1:]
+    target = F.interpolate(target, size=seen.cam.shape[2:], mode="bilinear", align_corners=False)
+    flat = [maps.permute(0, 2, 3, 1).reshape(-1, 5) for maps in (seen.cam.relu(), target)]
+    torch.testing.assert_close(found["true"], F.multilabel_soft_margin_loss(*flat), rtol=1e-4, atol=1e-6)
+    assert found["false"] != found["true"]
+
+
 def lattice(values: np.ndarray, guide: np.ndarray, sigma_xy: float, sigma_rgb: float) -> np.ndarray:
     """pydensecrf's lattice filter of (K, H, W) values that sum to 1 over K, read off one step of its inference: that
     multiplies them by exp(weight·filtered) and normalises. Filtered ones give what the normalisation took away."""
