@@ -197,7 +197,7 @@ def run_predict(words: list[str], world: World) -> None:
     output = Path(words[words.index("-o") + 1])
     shutil.rmtree(output, ignore_errors=True)
     assert predict.main(words) == 0
-    assert list(output.glob("*.png"))
+    assert list(output.glob("masks/*.png"))
 
 
 def run_prepare(words: list[str], world: World) -> None:

@@ -306,7 +306,7 @@ class _Run:
             results, best = self.evaluation.evaluate()
         self.evaluated = self.engine.iteration
         if best:
-            self.endings.save_best()
+            self.endings.save_best(self.evaluation.chosen)
         self.endings.save()
         if self.ranks.is_main:
             with self.signals.obeyed():
