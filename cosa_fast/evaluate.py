@@ -43,6 +43,13 @@ def main(argv: list[str] | None = None) -> int:
             f"{result.table()}\n"
         )
     print(next(iter(results.values())).legend())
+    if config.eval.protocol == "squashed":
+        side = f"{config.data.crop_size}x{config.data.crop_size}"
+        print(
+            f"images squashed to {side} as the official release does, ξ and ξ† a fixed 0.5; else eval.protocol=native"
+        )
+    if networks.bias is not None and networks.chosen.get("on") == config.data.val_split:
+        print(networks.bias)
     cleaned = {}
     if arguments.crf is not None:
         methods = _methods(arguments.crf)
@@ -103,6 +110,7 @@ def _prepare_output(path: Path) -> None:
 def _record(checkpoint: str, iteration: int, config: Config, results: dict[str, AnyResult]) -> dict[str, Any]:
     record: dict[str, Any] = {"checkpoint": checkpoint, "iteration": iteration, "split": config.data.val_split}
     record |= {"root": config.data.root, "scales": list(config.eval.scales), "flip": config.eval.flip}
+    record["protocol"] = config.eval.protocol
     for name, result in results.items():
         figures = {"images": result.images, "summary": result.summary(), "per_class": result.per_class()}
         record[NAMES_IN_FILES[name]] = figures

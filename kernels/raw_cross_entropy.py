@@ -46,7 +46,15 @@ from .launch.runtime import ceil_div, configure, launch, scalar_on, strides, tl,
 from .launch.table import Configuration
 from .perplexity import LOG2E, keep_inside, reliability
 from .sums import Whole, balanced_loss
-from .validation import TensorChecks, check_category_type, check_number, check_pair, check_perplexity, check_threshold
+from .validation import (
+    TensorChecks,
+    check_category_type,
+    check_number,
+    check_pair,
+    check_perplexity,
+    check_threshold,
+    fail,
+)
 
 UNUSED: Any = tl.constexpr(1e30)  # the normaliser of tiles that nothing uses: probabilities are 0 there
 # The shift of the exponentials is the background's logit, and only where a sum exceeds this the largest: beyond,
@@ -115,7 +123,7 @@ def _read_target(
     target, confidence_ptr, category_ptr, threshold_ptr, image, rows, columns, present, classes,
     confidence0, confidence1, confidence2, confidence3,
     category0, category1, category2, category3,
-    threshold0, alpha, beta, low, high,
+    bands_ptr, threshold0, alpha, beta,
     BANDED: tl.constexpr, UNIT: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Pseudo-labels, −1 where unusable, and reliabilities, 0 there, of a target: (1, rows, columns) each."""
@@ -128,8 +136,8 @@ def _read_target(
     above = confidence >= threshold
     usable = present & (category >= 0) & (category < classes)
     if BANDED:
-        foreground = confidence >= high
-        usable = usable & (foreground | (confidence <= low))
+        foreground = confidence >= tl.load(bands_ptr + 2 * target + 1)
+        usable = usable & (foreground | (confidence <= tl.load(bands_ptr + 2 * target)))
     else:
         foreground = above
     label = tl.where(usable, tl.where(foreground, category.to(tl.int32), 0), -1)
@@ -167,6 +175,7 @@ def _forward_kernel(
     category_ptr,  # (T, B, H, W) any integer, any strides
     threshold_ptr,  # (T,) any float
     valid_ptr,  # (B, H, W) bool, any strides; or None: all
+    bands_ptr,  # (T, 2) float32, low and high of each target; None unless BANDED
     sums_ptr,  # (T, 2, 2, programs) float32 out: Σ r·CE and Σ r of background and foreground of each program
     normaliser_ptr,  # (B, H, W) float32 out: log₂ Σ_k exp z_k; 1e30 in tiles of padding
     weight_ptr,  # (T, B, H, W) float32 out: r of foreground, −r of background, 0 where unusable
@@ -175,7 +184,7 @@ def _forward_kernel(
     confidence0, confidence1, confidence2, confidence3,
     category0, category1, category2, category3,
     threshold0, valid0, valid1, valid2,
-    alpha, beta, low, high,
+    alpha, beta,
     BANDED: tl.constexpr,
     UNIT: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -238,7 +247,7 @@ def _forward_kernel(
                 tl.cast(index, tl.int64), confidence_ptr, category_ptr, threshold_ptr,
                 image, rows, columns, present, classes,
                 confidence0, confidence1, confidence2, confidence3, category0, category1, category2, category3,
-                threshold0, alpha, beta, low, high, BANDED, UNIT, PLAIN,
+                bands_ptr, threshold0, alpha, beta, BANDED, UNIT, PLAIN,
             )  # fmt: skip
             k, foreground = tl.maximum(label, 0).to(tl.int64), label > 0
             z = _upsampled(upper_left, upper_right, lower_left, lower_right, across, down, k, logits1)
@@ -425,8 +434,12 @@ def _run_forward(
     beta: float,
     ignore_band: Sequence[float] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums (T, 2, 2), normaliser and weight of the forward kernel."""
-    low, high = (0.0, 1.0) if ignore_band is None else ignore_band
+    """Sums (T, 2, 2), normaliser and weight of the forward kernel. ignore_band: low, high of all targets, or of each in
+    turn."""
+    bands = None
+    if ignore_band is not None:
+        bounds = list(ignore_band) * (2 * len(confidence) // len(ignore_band))
+        bands = torch.stack([scalar_on(logits.device, bound) for bound in bounds])
     normaliser = torch.empty(confidence.shape[1:], dtype=torch.float32, device=logits.device)
     weight = torch.empty(confidence.shape, dtype=torch.float32, device=logits.device)
     chosen, rows, _ = _fitted("raw_cross_entropy", logits, confidence)
@@ -442,6 +455,7 @@ def _run_forward(
         category_ptr=category,
         threshold_ptr=threshold,
         valid_ptr=valid,
+        bands_ptr=bands,
         sums_ptr=sums,
         normaliser_ptr=normaliser,
         weight_ptr=weight,
@@ -453,8 +467,6 @@ def _run_forward(
         **({f"valid{axis}": 0 for axis in range(3)} if valid is None else strides("valid", valid)),
         alpha=alpha,
         beta=beta,
-        low=float(low),
-        high=float(high),
         BANDED=ignore_band is not None,
         UNIT=beta == 0,
         PLAIN=beta == 1,
@@ -557,7 +569,7 @@ def raw_cross_entropy(
     alpha: float = 0.8,
     beta: float = 1.0,
     foreground_weight: float | None = None,
-    ignore_band: tuple[float, float] | None = None,
+    ignore_band: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
     whole: Whole | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -576,7 +588,7 @@ def raw_cross_entropy(
         foreground_weight: f in [0, 1] gives f·(Σ r·CE / Σ r over foreground) + (1 − f)·(the same over background).
             Where one of the two is empty it contributes 0 and the share of the other stays as it is.
         ignore_band: (low, high) replaces the pseudo-label by: the category where ν ≥ high, background where ν ≤ low,
-            ignored between. The reliability is still taken at the threshold.
+            ignored between. The reliability is still taken at the threshold. For T targets also T such pairs.
         whole: for a batch that is computed in parts (by several processes, or in several calls): maps the normaliser of
             these images to that of the whole batch. The result is then these images' share of the batch's loss.
 
@@ -598,16 +610,28 @@ def raw_cross_entropy(
     check_perplexity(alpha, beta)
     if foreground_weight is not None:
         check_number("foreground_weight", foreground_weight, 0, 1)
-    if ignore_band is not None:
-        check_pair("ignore_band", ignore_band, 0, 1)
     if not several:
         confidence, category = confidence[None], category[None]
+    bands = None if ignore_band is None else _bands(ignore_band, len(confidence))
     thresholds = scalar_on(confidence.device, threshold).expand(len(confidence))
     if use_triton(backend, logits):
-        sums, *_ = _forward(logits, confidence, category, thresholds, valid, float(alpha), float(beta), ignore_band)
+        bounds = None if bands is None else [bound for band in bands for bound in band]
+        sums, *_ = _forward(logits, confidence, category, thresholds, valid, float(alpha), float(beta), bounds)
     else:
         sums = reference.raw_cross_entropy(
-            logits, confidence, category, thresholds, valid, alpha=alpha, beta=beta, ignore_band=ignore_band
+            logits, confidence, category, thresholds, valid, alpha=alpha, beta=beta, ignore_band=bands
         )
     losses = balanced_loss(sums, foreground_weight, whole)
     return losses if several else losses[0]
+
+
+def _bands(given: Any, targets: int) -> list[tuple[float, float]]:
+    """One (low, high) per target of one for all of them, or of as many as there are."""
+    several = isinstance(given, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in given)
+    if not several:
+        check_pair("ignore_band", given, 0, 1)
+    elif len(given) != targets:
+        raise fail("ignore_band", f"{len(given)} pairs", f"(low, high), or {targets} such pairs, one per target")
+    for index, band in enumerate(given if several else ()):
+        check_pair(f"ignore_band[{index}]", band, 0, 1)
+    return [(float(low), float(high)) for low, high in (given if several else [given] * targets)]

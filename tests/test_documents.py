@@ -22,10 +22,11 @@ from faults import killing
 from PIL import Image
 from tiny_run import TINY
 
-from cosa_fast import demo, evaluate, predict, prepare, train
+from cosa_fast import demo, evaluate, export, predict, prepare, train
 from cosa_fast.config.parsing import config_to_dict, load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.synthetic import CLASSES, generate
+from cosa_fast.report import __main__ as report
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -198,7 +199,23 @@ def run_predict(words: list[str], world: World) -> None:
     output = Path(words[words.index("-o") + 1])
     shutil.rmtree(output, ignore_errors=True)
     assert predict.main(words) == 0
-    assert list(output.glob("*.png"))
+    assert list(output.glob("masks/*.png"))
+
+
+def run_report(words: list[str], world: World) -> None:
+    for word in words:
+        if "/" in word and not word.endswith(".html"):
+            require_run(f"{word.rstrip('/')}/checkpoints/best.pt", world)
+    assert report.main(words) == 0
+
+
+def run_export(words: list[str], world: World) -> None:
+    """The format that takes a moment; of the others the options."""
+    require_run(words[0], world)
+    if "onnx" not in words and "torch-export" not in words and "--push-to-hub" not in words:
+        assert export.main(words) == 0
+    else:
+        export._parser().parse_args(words)
 
 
 def run_prepare(words: list[str], world: World) -> None:
@@ -262,6 +279,7 @@ def check_pip(words: list[str]) -> None:
 def run_module(words: list[str], world: World) -> None:
     module, *rest = words
     doors = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict, "prepare": run_prepare}
+    doors |= {"report": run_report, "export": run_export}
     if module in ("venv", "pytest") or tuple(words) in world.ran:
         return
     world.ran.add(tuple(words))

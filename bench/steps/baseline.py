@@ -78,8 +78,10 @@ class BaselineLosses:
         valid_grid = F.adaptive_avg_pool2d(batch.valid.float(), grid) >= 0.5
         seg = outputs.segmentation()
         with torch.no_grad():
-            cams = {"cam": [(a.cam, b.cam) for a, b in pairs], "cam_aux": [(a.cam_aux, b.cam_aux) for a, b in pairs]}
-            maps = {name: self.fuse(each, batch.labels, batch.valid, size) for name, each in cams.items()}
+            aux = [(a.cam_aux, b.cam_aux) for a, b in pairs]
+            last = self.config.teacher.aux_scales == "last"
+            cams = {"cam": [(a.cam, b.cam) for a, b in pairs], "cam_aux": aux[-1:] if last else aux}
+            maps = {name: self.on_pixels(each, batch, size) for name, each in cams.items()}
             coarse = {name: self.fuse(each, batch.labels, valid_grid, grid) for name, each in cams.items()}
             xi = {name: self.threshold(name, confidence[valid_grid]) for name, (confidence, _) in coarse.items()}
         terms = {
@@ -88,7 +90,10 @@ class BaselineLosses:
         }
         if weights.s2c > 0:
             terms["s2c"] = self.seg_to_cam(
-                outputs.cam, [(a.segmentation(), b.segmentation()) for a, b in pairs], batch.labels, batch.valid
+                outputs.cam,
+                [(a.segmentation(), b.segmentation()) for a, b in pairs],
+                batch.labels,
+                torch.ones_like(batch.valid) if weights.s2c_padding else batch.valid,
             )
         if weights.csc > 0:
             vectors = self.vectors(outputs.cam.float(), batch.labels)
@@ -96,6 +101,14 @@ class BaselineLosses:
         if weights.energy > 0:
             terms["energy"] = ENERGY_INNER_WEIGHT * self.energy(seg, maps["cam"][0], batch)
         return terms
+
+    def on_pixels(self, cams: list[tuple[Any, Any]], batch: Batch, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Confidence and category on the pixel grid, made there or at half of it, as threshold.grid says."""
+        confidence, category = self.fuse(cams, batch.labels, batch.valid, size)
+        if self.config.threshold.grid == "full":
+            return confidence, category
+        halved = F.avg_pool2d(confidence[None], 2)
+        return upsample(halved, size)[0], category[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
 
     def fuse(
         self, cams: list[tuple[Any, Any]], labels: Tensor, valid: Tensor, size: tuple[int, int]
@@ -211,12 +224,13 @@ class BaselineLosses:
     def energy(self, seg: Tensor, confidence: Tensor, batch: Batch) -> Tensor:
         """METHOD section 5.5 at half resolution."""
         config, data = self.config.loss, self.config.data
-        roi = F.avg_pool2d(batch.valid[:, None].float(), 2)
+        roi = batch.valid[:, None, ::2, ::2].float()
         logits = upsample(seg.float(), (batch.strong.shape[2], batch.strong.shape[3]))
-        probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
+        probabilities = F.avg_pool2d(logits.softmax(1), 2)
         mean, std = (batch.strong.new_tensor(value).view(1, 3, 1, 1) for value in (data.mean, data.std))
-        guide = F.avg_pool2d((batch.strong * std + mean) * 255, 2)
+        guide = (batch.strong[:, :, ::2, ::2] * std + mean) * 255
         gate = (roi[:, 0] - probabilities.detach().amax(1)).clamp(min=0)
+        probabilities = probabilities * roi
         if "cam" in self.bands:
             low, high = self.bands["cam"]
             gate[((confidence > low) & (confidence < high))[:, ::2, ::2]] = 1

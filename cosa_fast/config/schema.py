@@ -48,9 +48,10 @@ class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
     counted from the end (None: no auxiliary head). `position_resampling`: how a ViT's positions are interpolated to
     another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
-    LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set. `detach`:
-    gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes its blocks again in the
-    backward pass instead of keeping what is inside."""
+    LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set.
+    `head_start`: how heads begin, with logits near 0 (small), or as torch's layers do and the release's with them
+    (uniform). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes
+    its blocks again in the backward pass instead of keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
@@ -60,6 +61,7 @@ class ModelConfig:
     decoder: Literal["largefov", "aspp"] = "largefov"
     decoder_width: int = bounded(512, low=1, high=65536)
     decoder_dilation: int = bounded(5, low=1, high=1024)
+    head_start: Literal["small", "uniform"] = "small"
     detach: Literal["none", "features", "weights", "both"] = "none"
     checkpoint_blocks: bool = False
 
@@ -68,11 +70,13 @@ class ModelConfig:
 class TeacherConfig:
     """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
 
-    `attention`: "sdpa" runs a ViT once per scale; the others run all scales in one pass and differ in the kernel that
-    keeps attention within each image (network/attention.py)."""
+    `aux_scales`: M†' of all scales, or of the last one alone, as in the release. `attention`: "sdpa" runs a ViT once
+    per scale; the others run all scales in one pass and differ in the kernel that keeps attention within each image
+    (network/attention.py)."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
+    aux_scales: Literal["all", "last"] = "all"
     attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
@@ -80,9 +84,11 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class ThresholdConfig:
     """Where a CAM becomes foreground: `dynamic` ξ and ξ† (eq. 6), `fixed` values, or a `band` whose inside is
-    ignored."""
+    ignored. `grid`: of the confidences that are compared, that of the pixels (full), or first reduced to half of each
+    side and enlarged again, as in the release (half)."""
 
     mode: Literal["dynamic", "fixed", "band"] = "dynamic"
+    grid: Literal["full", "half"] = "full"
     value: float = bounded(0.45, low=0.001, high=0.999)
     value_aux: float = bounded(0.45, low=0.001, high=0.999)
     band: tuple[float, float] = bounded((0.25, 0.70), low=0.001, high=0.999)
@@ -98,8 +104,8 @@ class ThresholdConfig:
 class LossConfig:
     """Loss weights λ and the constants of each loss. A weight of 0 means that the loss is not computed at all.
 
-    `csc_vectors`: what csc compares, the CAM's probabilities beside a background channel of their own, or its raw
-    logits."""
+    `s2c_padding`: whether s2c is a mean over padding as well, as in the release. `csc_vectors`: what csc compares, the
+    CAM's probabilities beside a background channel of their own, or its raw logits."""
 
     cls: float = bounded(1.0, low=0.0, high=1e6)
     cls_aux: float = bounded(1.0, low=0.0, high=1e6)
@@ -115,6 +121,7 @@ class LossConfig:
     guidance: Literal["teacher", "truth", "noise"] = "teacher"
     s2c_temperature: float = bounded(0.01, low=1e-6, high=1e6)
     s2c_relu: bool = False
+    s2c_padding: bool = False
     csc_vectors: Literal["probability", "logits"] = "probability"
     csc_epsilon: float = bounded(1.0, low=0.0, high=1e6)
     csc_temperature: float = bounded(0.5, low=1e-6, high=1e6)
@@ -126,8 +133,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, linear warm-up from `warmup_lr`, then lr·(1 − t/iterations)^power with t counted from 0. `accumulate`: for
-    small GPUs, each process computes its images of a batch in so many parts; the gradients stay those of the batch."""
+    """AdamW, linear warm-up from `warmup_lr`, or from the share `warmup_ratio` of `lr` where that is given, then
+    lr·(1 − t/iterations)^power with t counted from 0. `update_unused`: the segmentation head, which nothing asks for
+    before co-training, is updated with gradients of 0 meanwhile, as in the release: it decays, and Adam counts its
+    steps. `accumulate`: for small GPUs, each process computes its images of a batch in so many parts; the gradients
+    stay those of the batch."""
 
     iterations: int = bounded(32000, low=1, high=10**9)
     batch_size: int = bounded(4, low=1, high=65536)
@@ -139,6 +149,8 @@ class OptimConfig:
     weight_decay: float = bounded(0.01, low=0.0, high=100.0)
     warmup: int = bounded(1500, low=0, high=10**9)
     warmup_lr: float = bounded(1e-6, low=0.0, high=100.0)
+    warmup_ratio: float | None = bounded(None, low=0.0, high=1.0)
+    update_unused: bool = False
     power: float = bounded(0.9, low=0.0, high=100.0)
 
 
@@ -146,11 +158,16 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
     the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: so many images in an evaluation,
-    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once."""
+    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once. `protocol`:
+    images at their own size, or squashed to the training crop as in the release (evaluation/protocol.py). `select`: the
+    figure of the segmentation by which best.pt is chosen: AN's label-free one, or the better label-aware one of ON and
+    AN, as in the release; none: the last evaluation's state is the best."""
 
     every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
     flip: bool = True
+    protocol: Literal["native", "squashed"] = "native"
+    select: Literal["label-free", "label-aware", "none"] = "label-free"
     classes: tuple[str, ...] | None = None
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)

@@ -94,7 +94,8 @@ class EngineBase(ABC):
         # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.on = OnlineNetwork(network, network)
-        self.an = AssignmentNetwork(network, config.teacher, working.run.backend)
+        half_grid = config.threshold.grid == "half"
+        self.an = AssignmentNetwork(network, config.teacher, working.run.backend, half_grid=half_grid)
         self.thresholds = build_thresholds(config.threshold, device, working.run.backend, ranks)
         self.objective = Objective(working, ranks)
 

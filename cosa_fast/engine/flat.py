@@ -93,7 +93,7 @@ class FlatNetworks:
         """After a backward pass: all gradients into the flat buffer `gradients`, 0 where a parameter has none; added to
         what is there for a later part of a batch."""
         active = [parameter.grad is not None for parameter in self._trained]
-        self._plan(active)
+        self._plan([used or self._config.optim.update_unused for used in active])
         found = [p.grad for p in self._trained if p.grad is not None]
         if len(found) < len(active) and not add:
             self.gradients.zero_()

@@ -10,10 +10,12 @@ from cosa_fast.network.model import CoSANet
 
 
 def learning_rate(iteration: int, config: OptimConfig) -> float:
-    """The encoder's learning rate for 0-based `iteration`: linear from `warmup_lr` to `lr` during `warmup` iterations,
-    after that lr·(1 − t/iterations)^power with t counted from 0, not from the end of the warm-up."""
+    """The encoder's learning rate for 0-based `iteration`: linear from `warmup_lr` (or lr·`warmup_ratio`) to `lr` in
+    `warmup` iterations, after that lr·(1 − t/iterations)^power with t counted from 0, not from the end of the
+    warm-up."""
     if iteration < config.warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * iteration / config.warmup
+        start = config.warmup_lr if config.warmup_ratio is None else config.lr * config.warmup_ratio
+        return start + (config.lr - start) * iteration / config.warmup
     return config.lr * max(0.0, 1 - iteration / config.iterations) ** config.power
 
 

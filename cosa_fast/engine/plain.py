@@ -60,9 +60,16 @@ class Engine(EngineBase):
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.config.optim.update_unused:
+            for parameter in self._parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
 
     def _check_finite(self, values: dict[str, Tensor]) -> None:
         bad = torch.stack([~torch.isfinite(value.detach()) for value in values.values()]).float()

@@ -1,13 +1,14 @@
 """Evaluation of networks on a set of images with masks (METHOD section 7).
 
-Every image is forwarded at its own size. Only counts of pixels are kept of it, so memory does not grow with the set.
+Every image is forwarded as eval.protocol says. Only counts of pixels are kept of it, and a score per class, so memory
+hardly grows with the set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,24 +17,18 @@ from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluatio
 from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError, hint
-from cosa_fast.evaluation.cam import classes_in, normalised_cams, strongest
+from cosa_fast.evaluation.cam import classes_in, strongest
 from cosa_fast.evaluation.inference import (
     allowed_classes,
     best_class,
     forward_scales,
     inference,
     of_image,
-    summed_logits,
 )
 from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
-from cosa_fast.evaluation.metrics import (
-    ConfusionMatrix,
-    ThresholdSweep,
-    average_precision,
-    mean_iou,
-    threshold_grid,
-)
+from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, average_precision, mean_iou, threshold_grid
 from cosa_fast.evaluation.observed import Observed, Observer
+from cosa_fast.evaluation.protocol import Protocol, Thresholds, protocol_of
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
 if TYPE_CHECKING:
@@ -42,7 +37,6 @@ if TYPE_CHECKING:
     from cosa_fast.network.model import CoSANet, Outputs
 
 AnyResult = EvalResult | LabelResult
-Thresholds = tuple[float | None, float | None]
 # Index of an image in its set, its mask (H, W) uint8, all 255 where there is none, and its outputs by scale.
 Seen = tuple[int, Tensor, "dict[float, Outputs]"]
 
@@ -50,8 +44,9 @@ Seen = tuple[int, Tensor, "dict[float, Outputs]"]
 class Evaluator:
     """Evaluates networks of C classes as a configuration says.
 
-    The segmentation uses eval.scales and eval.flip; the CAMs use those of the teacher section. A scale that both name
-    is computed once. run.precision is the type of the network's matrix products; everything after them is float32.
+    The segmentation uses eval.scales and eval.flip; the CAMs use those of the teacher section, or of eval where
+    eval.protocol says so. A scale that both name is computed once. run.precision is the type of the network's matrix
+    products; everything after them is float32.
 
     classes: the C foreground names. device: where the networks are. loading: how the images are read. ranks: they share
     the images out among themselves, and each of them returns the result over all images.
@@ -73,6 +68,7 @@ class Evaluator:
         self._dtype = compute_type(config.run.precision, self._device)
         self._loading = loading
         self._ranks = ranks
+        self._protocol = protocol_of(config)
         chosen = self._classes if config.eval.classes is None else config.eval.classes
         self._indices = (0, *class_indices(chosen, classes, "eval.classes"))
         self._coexistence = class_indices(config.eval.coexistence, classes, "eval.coexistence")
@@ -125,7 +121,8 @@ class Evaluator:
                     progress(done, len(own))
 
     def _by_masks(self, outputs: Iterator[Seen], chosen: Sequence[int], thresholds: Thresholds) -> EvalResult:
-        counts = _Counts(("background", *self._classes), self._config.eval.cam_step, thresholds, self._device, chosen)
+        names, step = ("background", *self._classes), self._config.eval.cam_step
+        counts = _Counts(names, step, self._protocol, thresholds, self._device, chosen)
         for index, truth, output in outputs:
             with counts.observer.image(index, counts.label_free):
                 self._count(output, index, truth, counts)
@@ -147,7 +144,7 @@ class Evaluator:
         for tensor in (*counts.tensors(), *observer.tensors()):
             self._ranks.sum_(tensor)
         result = counts.result()
-        return replace(result, observed=observer.observed(counts.agreement.counts, result.image_ap))
+        return replace(result, observed=observer.observed(counts.agreement.counts))
 
     def _count_by_labels(
         self,
@@ -158,36 +155,35 @@ class Evaluator:
         counts: LabelCounts,
     ) -> tuple[Tensor, Tensor]:
         """Returns ν and ŷ, (H, W) as the truth, of which nothing but the size is used."""
-        segmentation, cams = self._config.eval, self._config.teacher
+        segmentation, protocol = self._config.eval, self._protocol
         size = (truth.shape[0], truth.shape[1])
-        own = [outputs[scale] for scale in cams.scales]
-        counts.add_labels(position, [_rows(output.logits, cams.flip) for output in own], present)
-        maps = normalised_cams([_rows(output.cam, cams.flip) for output in own], present, size)
+        own = [outputs[scale] for scale in protocol.cam_scales]
+        counts.add_labels(position, [_rows(output.logits, protocol.cam_flip) for output in own], present)
+        maps = protocol.maps([_rows(output.cam, protocol.cam_flip) for output in own], present, size)
         confidence, category = strongest(maps, present)
         segs = [_rows(outputs[scale].segmentation(), segmentation.flip) for scale in segmentation.scales]
-        for rows, logits in summed_logits(segs, size):
+        for rows, logits in protocol.logits(segs, size):
             counts.add_pixels(confidence[rows], category[rows], best_class(logits))
         return confidence, category
 
     def _forward(self, network: CoSANet, images: Tensor) -> dict[float, Outputs]:
-        segmentation, cams = self._config.eval, self._config.teacher
+        segmentation, protocol = self._config.eval, self._protocol
         return forward_scales(
             network,
-            images,
-            (*segmentation.scales, *cams.scales),
-            flip=segmentation.flip or cams.flip,
+            protocol.images(images),
+            (*segmentation.scales, *protocol.cam_scales),
+            flip=segmentation.flip or protocol.cam_flip,
             seg_scales=segmentation.scales,
             dtype=self._dtype,
         )
 
     def _count(self, outputs: dict[float, Outputs], index: int, truth: Tensor, counts: _Counts) -> None:
         """Add one image: its outputs by scale, its index in the set, its mask (H, W) uint8."""
-        segmentation, cams = self._config.eval, self._config.teacher
+        segmentation = self._config.eval
         present = classes_in(truth)
         counts.add_segmentation([outputs[scale] for scale in segmentation.scales], segmentation.flip, present, truth)
-        own = [outputs[scale] for scale in cams.scales]
-        counts.add_cams(own, cams.flip, present, truth)
-        counts.add_labels(index, [_rows(output.logits, cams.flip) for output in own], present)
+        counts.add_cams(outputs, present, truth)
+        counts.add_labels(index, outputs, present)
 
 
 class _CamCounts:
@@ -225,17 +221,19 @@ class _Counts:
         self,
         classes: tuple[str, ...],
         step: float,
+        protocol: Protocol,
         thresholds: Thresholds,
         device: torch.device,
         images: Sequence[int],
     ) -> None:
         num_classes = len(classes)
+        self._protocol = protocol
 
         def cam(threshold: float | None) -> _CamCounts:
             return _CamCounts(num_classes, step, threshold, device)
 
         self.classes = classes
-        main, aux = (None if value is None else float(value) for value in thresholds)
+        main, aux = (None if value is None else float(value) for value in protocol.thresholds(thresholds))
         self.label_free = ConfusionMatrix(num_classes, device)
         self.label_aware = ConfusionMatrix(num_classes, device)
         self.cam, self.cam_label_free, self.cam_aux = cam(main), cam(main), cam(aux)
@@ -245,32 +243,37 @@ class _Counts:
         self._scores = torch.zeros(len(images), num_classes - 1, dtype=torch.float64, device=device)
         self._present = torch.zeros_like(self._scores)
 
-    def add_labels(self, index: int, logits: Sequence[Tensor], present: Tensor) -> None:
-        """index: of the image in its set; logits: (1 or 2, C) per scale of the CAMs; present as below."""
-        self._scores[self._position[index]] = torch.cat(list(logits)).double().mean(0)
+    def add_labels(self, index: int, outputs: dict[float, Outputs], present: Tensor) -> None:
+        """index: of the image in its set; outputs: by scale; present: (P,) in 0..C-1, the true label."""
+        logits = [self._rows(outputs[scale].logits) for scale in self._protocol.cam_scales]
+        self._scores[self._position[index]] = torch.cat(logits).double().mean(0)
         self._present[self._position[index], present] = 1
 
     def add_segmentation(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
         """outputs: one per scale of the segmentation; present: (P,) in 0..C-1, the true label; truth: (H, W) uint8."""
         segs = [_rows(output.seg, flip) for output in outputs if output.seg is not None]
         allowed = allowed_classes(present, len(self.classes))
-        for rows, logits in summed_logits(segs, (truth.shape[0], truth.shape[1])):
+        for rows, logits in self._protocol.logits(segs, (truth.shape[0], truth.shape[1])):
             self.label_free.update(best_class(logits), truth[rows])
             self.label_aware.update(best_class(logits, allowed), truth[rows])
 
-    def add_cams(self, outputs: Sequence[Outputs], flip: bool, present: Tensor, truth: Tensor) -> None:
-        """outputs: one per scale of the CAMs; present and truth as above."""
-        size = (truth.shape[0], truth.shape[1])
-        cams = [_rows(output.cam, flip) for output in outputs]
-        maps = normalised_cams(cams, present, size)
+    def add_cams(self, outputs: dict[float, Outputs], present: Tensor, truth: Tensor) -> None:
+        """outputs: by scale; present and truth as above."""
+        protocol, size = self._protocol, (truth.shape[0], truth.shape[1])
+        own = [outputs[scale] for scale in protocol.cam_scales]
+        cams = [self._rows(output.cam) for output in own]
+        maps = protocol.maps(cams, present, size)
         self.observer.add_map("cam", *self.cam.add(maps, present, truth), truth)
-        predicted = predicted_classes([_rows(output.logits, flip) for output in outputs])
-        self.cam_label_free.add(normalised_cams(cams, predicted, size), predicted, truth)
-        aux = [_rows(output.cam_aux, flip) for output in outputs if output.cam_aux is not None]
+        predicted = predicted_classes([self._rows(output.logits) for output in own])
+        self.cam_label_free.add(protocol.maps(cams, predicted, size), predicted, truth)
+        aux = [self._rows(outputs[scale].cam_aux) for scale in protocol.aux_scales if own[0].cam_aux is not None]
         if aux:
-            maps_aux = normalised_cams(aux, present, size)
+            maps_aux = protocol.maps(aux, present, size)
             self.observer.add_map("cam_aux", *self.cam_aux.add(maps_aux, present, truth), truth)
             self.ensemble.add((maps + maps_aux) / 2, present, truth)
+
+    def _rows(self, maps: Any) -> Tensor:
+        return _rows(maps, self._protocol.cam_flip)
 
     def tensors(self) -> list[Tensor]:
         """All that is counted, to be summed over ranks."""
@@ -293,13 +296,13 @@ class _Counts:
             ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
             foreground_share_true=self.label_free.foreground_shares()[0],
             observed=self._observed(indices, has_aux),
+            image_ap=tuple((100 * average_precision(self._scores, self._present > 0)).tolist()),
         )
 
     def _observed(self, indices: Sequence[int], has_aux: bool) -> Observed:
         cams = {"cam": self.cam, **({"cam_aux": self.cam_aux} if has_aux else {})}
         sweep = {name: (100 * mean_iou(cam.sweep.iou(), indices)).tolist() for name, cam in cams.items()}
-        image_ap = (100 * average_precision(self._scores, self._present > 0)).tolist()
-        return self.observer.observed(self.label_free.counts, image_ap, self.cam.sweep.grid, sweep)
+        return self.observer.observed(self.label_free.counts, self.cam.sweep.grid, sweep)
 
 
 def _score(iou: Tensor, indices: Sequence[int], coexistence: Sequence[int]) -> Score:

@@ -1,7 +1,7 @@
 """Networks back from a file: a checkpoint, or weights that another program wrote (imported.py)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ PARTS = {"iteration": int, "config": dict, "classes": list, "student": dict, "te
 class Networks:
     """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), each None where the run had none yet,
     or has none at all. `imported`: what was read, where another program wrote the file; `on` and `an` are one network
-    then, and `classes` are guessed by their number."""
+    then, and `classes` are guessed by their number. `chosen`: of a best.pt, the figure by which it is the best, and the
+    split that this was measured on."""
 
     config: Config
     classes: tuple[str, ...]
@@ -37,6 +38,15 @@ class Networks:
     an: CoSANet
     thresholds: tuple[float | None, float | None]
     imported: str | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bias(self) -> str | None:
+        """What must be said beside figures on the images that a checkpoint was chosen on; None for all others."""
+        if not self.chosen.get("on"):
+            return None
+        by, value = self.chosen.get("by"), self.chosen.get("value")
+        return f"chosen by {by} = {value:.2f} on {self.chosen['on']}: figures on the same images are too high"
 
     def for_classes(self, names: Sequence[str]) -> "Networks":
         """Imported networks under the names of a data set that has as many classes; others as they are."""
@@ -145,7 +155,16 @@ def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.
 
     try:
         thresholds = _thresholds(config, iteration, state)
-        return Networks(config, classes, iteration, network("on"), network("an"), thresholds)
+        chosen = state.get("chosen")
+        return Networks(
+            config,
+            classes,
+            iteration,
+            network("on"),
+            network("an"),
+            thresholds,
+            chosen=chosen if isinstance(chosen, dict) else {},
+        )
     except UserError:
         raise
     except Exception as error:  # what came out of the file can be anything

@@ -25,16 +25,15 @@ class Observed:
 
     confusion: (K, K) int64, [truth, label-free segmentation]; without masks [CPL, segmentation]. confidence: by map
     ("cam", "cam_aux"), (BINS, 4) int64: pixels of images with a class, by their confidence ν and what ŷ is (OUTCOMES).
-    sweep: by map, mIoU in percent of the CPL at each of `thresholds`; none without masks. image_ap: as in LabelResult.
-    images: the indices in the set that were evaluated; quality: for each the mIoU in percent of its own segmentation,
-    over the classes in truth or segmentation (without masks: of its agreement with the CPL); NaN where nothing counts.
+    sweep: by map, mIoU in percent of the CPL at each of `thresholds`; none without masks. images: the indices in the
+    set that were evaluated; quality: for each the mIoU in percent of its own segmentation, over the classes in truth or
+    segmentation (without masks: of its agreement with the CPL); NaN where nothing counts.
     """
 
     confusion: Tensor
     confidence: dict[str, Tensor]
     thresholds: tuple[float, ...]
     sweep: dict[str, list[float]]
-    image_ap: tuple[float, ...]
     images: tuple[int, ...]
     quality: tuple[float, ...]
 
@@ -45,7 +44,6 @@ class Observed:
             "confidence": {name: counts.tolist() for name, counts in self.confidence.items()},
             "thresholds": list(self.thresholds),
             "sweep": self.sweep,
-            "image_ap": list(self.image_ap),
         }
 
 
@@ -84,13 +82,10 @@ class Observer:
     def observed(
         self,
         confusion: Tensor,
-        image_ap: Sequence[float],
         thresholds: Sequence[float] = (),
         sweep: dict[str, list[float]] | None = None,
     ) -> Observed:
         """Everything, after `tensors` have been summed over the ranks."""
         confidence = {name: counts.cpu() for name, counts in self._confidence.items() if bool(counts.any())}
         quality = tuple(self._quality.tolist())
-        return Observed(
-            confusion.cpu(), confidence, tuple(thresholds), sweep or {}, tuple(image_ap), self._images, quality
-        )
+        return Observed(confusion.cpu(), confidence, tuple(thresholds), sweep or {}, self._images, quality)

@@ -49,7 +49,8 @@ class EvalResult:
     cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
     cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
     [0, 1] of the pixels with a truth that are foreground; NaN if there are none. set_size: images of the whole set,
-    where only some were evaluated. observed: what a report draws.
+    where only some were evaluated. image_ap: average precision of the classifier over these images, in percent, of each
+    of the K - 1 foreground classes; NaN for a class on none of them. observed: what a report draws.
     """
 
     images: int
@@ -63,12 +64,20 @@ class EvalResult:
     ensemble: CamScore | None
     foreground_share_true: float
     set_size: int | None = None
+    image_ap: tuple[float, ...] = ()
     observed: Observed | None = field(default=None, repr=False, compare=False)
 
     @property
     def extent(self) -> str:
         """How many images were evaluated, in words."""
         return extent(self.images, self.set_size)
+
+    @property
+    def mean_image_ap(self) -> float:
+        """Mean of `image_ap` over the foreground classes that the means are over and that occur; NaN without any."""
+        values = [self.image_ap[k - 1] for k in self.indices if 0 < k <= len(self.image_ap)]
+        values = [value for value in values if not math.isnan(value)]
+        return sum(values) / len(values) if values else math.nan
 
     def columns(self) -> dict[str, Score]:
         """Every score by its name in `summary`."""
@@ -87,7 +96,8 @@ class EvalResult:
         confidences in [0, 1] behind NAME_at_threshold and NAME_best. How ξ and ξ† err: cam_threshold_loss and
         cam_aux_threshold_loss, the mIoU points that they cost against the best fixed threshold; foreground_share_cam
         and foreground_share_cam_aux, the shares of pixels that their CPLs call foreground, beside
-        foreground_share_true. What was not measured is left out.
+        foreground_share_true. image_ap: mean average precision of the classifier in percent. What was not measured is
+        left out.
         """
         columns = self.columns()
         values = {name: score.miou for name, score in columns.items()}
@@ -97,6 +107,8 @@ class EvalResult:
                 values[f"{name}_threshold"] = cam.threshold
         values |= {f"c_miou_{name}": score.c_miou for name, score in columns.items() if score.c_miou is not None}
         values["foreground_share_true"] = self.foreground_share_true
+        if not math.isnan(self.mean_image_ap):
+            values["image_ap"] = self.mean_image_ap
         for name, own in (("cam", self.cam), ("cam_aux", self.cam_aux)):
             if own is not None and own.threshold_loss is not None and own.foreground_share is not None:
                 values[f"{name}_threshold_loss"] = own.threshold_loss
@@ -104,21 +116,28 @@ class EvalResult:
         return values
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """IoU in percent, {class: {score name: value}}, of the classes averaged over."""
+        """IoU in percent, {class: {score name: value}}, of the classes averaged over; with image_ap but for the
+        background."""
         columns = self.columns()
-        return {self.classes[k]: {name: score.iou[k] for name, score in columns.items()} for k in self.indices}
+        rows = {self.classes[k]: {name: score.iou[k] for name, score in columns.items()} for k in self.indices}
+        for k in self.indices:
+            if 0 < k <= len(self.image_ap):
+                rows[self.classes[k]]["image_ap"] = self.image_ap[k - 1]
+        return rows
 
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; "-" where a class has no IoU. A class without any is
         left out, and counted."""
         columns = self.columns()
-        everything = [(name, list(values.values())) for name, values in self.per_class().items()]
+        everything = [(self.classes[k], [score.iou[k] for score in columns.values()]) for k in self.indices]
         rows = [(name, values) for name, values in everything if not all(map(math.isnan, values))]
         absent = len(everything) - len(rows)
         rows.append(("mIoU", [score.miou for score in columns.values()]))
         if self.label_free.c_miou is not None:
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
         table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
+        if not math.isnan(self.mean_image_ap):
+            table += f"\nimage AP of the classifier: {self.mean_image_ap:.2f}"
         return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
 
     def legend(self) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.device import compute_type
-from cosa_fast.evaluation.cam import normalised_cams, strongest
+from cosa_fast.evaluation.cam import strongest
 from cosa_fast.evaluation.evaluator import predicted_classes
 from cosa_fast.evaluation.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
+from cosa_fast.evaluation.protocol import Protocol
 from cosa_fast.network.model import CoSANet, Outputs
 
 
@@ -69,25 +70,25 @@ def see(
     only use background and `present`. with_cams: also at the scales of the teacher section; else the scores are those
     of the segmentation's scales.
     """
-    teacher, flip = config.teacher, config.eval.flip
+    protocol, flip = Protocol(config), config.eval.flip
     scales, size = scales or config.eval.scales, size or (image.height, image.width)
     device = next(network.parameters()).device
     pixels = normalise(image, config.data.mean, config.data.std).to(device)[None]
-    own = teacher.scales if with_cams else scales
+    own = protocol.cam_scales if with_cams else tuple(scales)
     with inference(network):
         outputs = forward_scales(
             network,
             pixels,
             (*own, *scales),
-            flip=teacher.flip or flip,
+            flip=protocol.cam_flip or flip,
             seg_scales=scales,
             dtype=compute_type(config.run.precision, device),
         )
-        rows = slice(None) if teacher.flip else slice(1)
+        rows = slice(None) if protocol.cam_flip else slice(1)
         scores = torch.cat([outputs[scale].logits[rows] for scale in own])
         present = predicted_classes([scores]) if present is None else present.to(device)
-        heads = _heads([outputs[scale] for scale in own], rows) if with_cams else []
-        cams = tuple(normalised_cams(head, present, size).cpu() for head in heads)
+        heads = _heads(outputs, protocol, rows) if with_cams else []
+        cams = tuple(protocol.maps(head, present, size).cpu() for head in heads)
         segs = [outputs[scale].segmentation()[slice(None) if flip else slice(1)] for scale in scales]
         allowed = allowed_classes(present, segs[0].shape[1]) if label_aware else None
         segmentation = torch.empty(size, dtype=torch.uint8 if segs[0].shape[1] <= 255 else torch.int16)
@@ -100,7 +101,7 @@ def see(
     return Seen(scores.float().mean(0).cpu(), present.cpu(), cams, segmentation, logits, maps)
 
 
-def _heads(outputs: Sequence[Outputs], rows: slice) -> list[list[Tensor]]:
-    """The CAMs of all scales: M's, then M†'s where there is an auxiliary head."""
-    aux = [output.cam_aux[rows] for output in outputs if output.cam_aux is not None]
-    return [[output.cam[rows] for output in outputs], *([aux] if aux else [])]
+def _heads(outputs: dict[float, Outputs], protocol: Protocol, rows: slice) -> list[list[Tensor]]:
+    """The CAMs of the scales of M', then those of M†' where there is an auxiliary head."""
+    aux = [cam[rows] for scale in protocol.aux_scales if (cam := outputs[scale].cam_aux) is not None]
+    return [[outputs[scale].cam[rows] for scale in protocol.cam_scales], *([aux] if aux else [])]

@@ -49,26 +49,52 @@ class Assignment:
         )
 
 
-def assign(outputs: Sequence[Outputs], labels: Tensor, valid: Tensor, stride: int, backend: str = "auto") -> Assignment:
+def assign(
+    outputs: Sequence[Outputs],
+    labels: Tensor,
+    valid: Tensor,
+    stride: int,
+    backend: str = "auto",
+    *,
+    aux_scales: str = "all",
+    half_grid: bool = False,
+) -> Assignment:
     """Pseudo-labels out of AN's outputs, one per scale, rows B.. from the mirrored images.
 
-    labels (B, C); valid (B, H, W) bool; stride: pixels per cell of the token grid.
+    labels (B, C); valid (B, H, W) bool; stride: pixels per cell of the token grid; aux_scales, half_grid: as
+    teacher.aux_scales and threshold.grid say.
     """
     size = (valid.shape[1], valid.shape[2])
     grid = (size[0] // stride, size[1] // stride)
     grid_valid = valid_on_grid(valid, grid)
-    cams = [_layers(output) for output in outputs]
-    layers = cams[0].shape[0] // (2 * len(labels))
+    layers = [[output.cam for output in outputs]]
+    aux = [output.cam_aux for output in outputs if output.cam_aux is not None]
+    if aux:
+        layers.append(aux if aux_scales == "all" else aux[-1:])
+    # To fuse_cams, layers of as many scales are one larger batch, so that the results need no stacking.
+    batches = [_as_batch(layers)] if len({len(layer) for layer in layers}) == 1 else layers
 
     def fused(size: tuple[int, int], valid: Tensor) -> tuple[Tensor, Tensor]:
-        """ν and ŷ of all layers: to fuse_cams these are a batch of T·B images, so that the results need no stacking."""
-        maps = fuse_cams(cams, labels.repeat(layers, 1), size, valid.repeat(layers, 1, 1), backend=backend)
-        confidence, category = (each.unflatten(0, (layers, -1)) for each in maps)
+        """ν and ŷ of all layers, (T, B, H, W)."""
+        maps = []
+        for cams in batches:
+            count = cams[0].shape[0] // (2 * len(labels))
+            maps.append(fuse_cams(cams, labels.repeat(count, 1), size, valid.repeat(count, 1, 1), backend=backend))
+        confidence, category = (torch.cat(each).unflatten(0, (len(layers), -1)) for each in zip(*maps, strict=True))
         return confidence, category
 
-    return Assignment(
-        *fused(size, valid), *fused(grid, grid_valid), grid_valid, [output.segmentation() for output in outputs]
-    )
+    pixels = fused(size, valid)
+    if half_grid:
+        pixels = _of_half_resolution(*pixels)
+    return Assignment(*pixels, *fused(grid, grid_valid), grid_valid, [output.segmentation() for output in outputs])
+
+
+def _of_half_resolution(confidence: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
+    """ν and ŷ (T, B, H, W), reduced to half of each side, a mean of four and the first of four, and enlarged again,
+    bilinear and nearest."""
+    halved = F.avg_pool2d(confidence, 2)
+    enlarged = F.interpolate(halved, size=confidence.shape[2:], mode="bilinear", align_corners=False)
+    return enlarged, category[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def valid_on_grid(valid: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -76,12 +102,12 @@ def valid_on_grid(valid: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(valid.float(), grid) >= 0.5
 
 
-def _layers(output: Outputs) -> Tensor:
-    """M and, where there is one, M† of one scale as a batch: (2·T·B, C, h_s, w_s), the mirrored images behind."""
-    if output.cam_aux is None:
-        return output.cam
-    halves = zip(output.cam.chunk(2), output.cam_aux.chunk(2), strict=True)
-    return torch.cat([maps for half in halves for maps in half])
+def _as_batch(layers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """M and, where there is one, M† of each scale as one batch: (2·T·B, C, h_s, w_s), the mirrored images behind."""
+    if len(layers) == 1:
+        return list(layers[0])
+    scales = ([maps.chunk(2) for maps in scale] for scale in zip(*layers, strict=True))
+    return [torch.cat([halves[side] for side in (0, 1) for halves in scale]) for scale in scales]
 
 
 class AssignmentNetwork:
@@ -91,8 +117,11 @@ class AssignmentNetwork:
     that the engine keeps equal.
     """
 
-    def __init__(self, online: CoSANet, config: TeacherConfig, backend: str = "auto") -> None:
+    def __init__(
+        self, online: CoSANet, config: TeacherConfig, backend: str = "auto", *, half_grid: bool = False
+    ) -> None:
         self._config = config
+        self._half_grid = half_grid
         self._backend = backend
         self._online = online
         self.master = copy.deepcopy(online).eval().requires_grad_(False)
@@ -134,7 +163,15 @@ class AssignmentNetwork:
     @torch.no_grad()
     def assign(self, outputs: Sequence[Outputs], labels: Tensor, valid: Tensor) -> Assignment:
         """Pseudo-labels out of what `forward` gave, for labels (B, C) and valid (B, H, W) bool."""
-        return assign(outputs, labels, valid, self.master.stride, self._backend)
+        return assign(
+            outputs,
+            labels,
+            valid,
+            self.master.stride,
+            self._backend,
+            aux_scales=self._config.aux_scales,
+            half_grid=self._half_grid,
+        )
 
     def _rows(self, images: Tensor, scale: float) -> Tensor:
         """What the network receives at a scale."""

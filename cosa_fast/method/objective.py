@@ -35,9 +35,9 @@ class Objective:
         self._shares = ranks.size * config.optim.accumulate
         self._normalisers = Normalisers(ranks, config.optim.accumulate)
         self._config = config.loss
-        self._bands: list[tuple[float, float] | None] = [None, None]
+        self._bands = None
         if config.threshold.mode == "band":
-            self._bands = [config.threshold.band, config.threshold.band_aux]
+            self._bands = (config.threshold.band, config.threshold.band_aux)
         self._backend = config.run.backend
         self._normalisation: tuple[Tensor, Tensor] | None = None
         self._mean, self._std = config.data.mean, config.data.std
@@ -98,33 +98,31 @@ class Objective:
     def _cam_to_seg(
         self, outputs: Outputs, assignment: Assignment, thresholds: tuple[Tensor, Tensor], batch: Batch
     ) -> dict[str, Tensor]:
-        """Eq. 5 for M' and M†' on the same segmentation logits: one call, unless the layers have different bands."""
-        names = [name for name in LAYERS[: len(assignment.confidence)] if name in self.weights]
-        together = names == list(LAYERS) and self._bands[0] == self._bands[1]
-        calls = [slice(2)] if together else [slice(layer, layer + 1) for layer in map(LAYERS.index, names)]
-        terms: dict[str, Tensor] = {}
-        for call in calls:
-            losses = raw_cross_entropy(
-                outputs.segmentation(),
-                assignment.confidence[call],
-                assignment.category[call],
-                torch.stack(list(thresholds[call])),
-                batch.valid,
-                alpha=self._config.alpha,
-                beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
-                foreground_weight=self._config.foreground_weight,
-                ignore_band=self._bands[call][0],
-                whole=self._normalisers.of(" ".join(LAYERS[call])),
-                backend=self._backend,
-            )
-            terms |= dict(zip(LAYERS[call], losses.unbind(), strict=True))
-        return terms
+        """Eq. 5 for M' and M†' on the same segmentation logits, in one call: they share its softmax."""
+        layers = [layer for layer, name in enumerate(LAYERS[: len(assignment.confidence)]) if name in self.weights]
+        if not layers:
+            return {}
+        call = slice(layers[0], layers[-1] + 1)
+        losses = raw_cross_entropy(
+            outputs.segmentation(),
+            assignment.confidence[call],
+            assignment.category[call],
+            torch.stack(list(thresholds[call])),
+            batch.valid,
+            alpha=self._config.alpha,
+            beta=self._config.beta if self._config.reliability == "perplexity" else 0.0,
+            foreground_weight=self._config.foreground_weight,
+            ignore_band=None if self._bands is None else self._bands[call],
+            whole=self._normalisers.of(" ".join(LAYERS[call])),
+            backend=self._backend,
+        )
+        return dict(zip(LAYERS[call], losses.unbind(), strict=True))
 
     def _seg_to_cam(self, outputs: Outputs, assignment: Assignment, batch: Batch, noise_seed: int) -> Tensor:
         """Eqs. 7, 8."""
         guidance = _guidance_logits(self._config, assignment, batch, noise_seed)
         size = (batch.weak.shape[2], batch.weak.shape[3])
-        valid = batch.valid
+        valid = torch.ones_like(batch.valid) if self._config.s2c_padding else batch.valid
         if self._config.guidance == "truth" and batch.truth is not None:
             valid = valid & ~ignored(batch.truth)
         return seg_to_cam_loss(
@@ -164,14 +162,16 @@ class Objective:
         )
 
     def _energy(self, outputs: Outputs, assignment: Assignment, batch: Batch) -> Tensor:
-        """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution."""
+        """METHOD section 5.5: the gated dense-CRF energy of the class probabilities at half resolution; image and valid
+        mask are brought there as the release does it, by every second pixel."""
         size = (batch.strong.shape[2], batch.strong.shape[3])
         logits = F.interpolate(outputs.segmentation().float(), size=size, mode="bilinear", align_corners=False)
-        roi = F.avg_pool2d(batch.valid[:, None].to(logits.dtype), 2)
-        probabilities = F.avg_pool2d(logits.softmax(1), 2) * roi
-        guide = F.avg_pool2d(self._pixels(batch.strong), 2)
+        roi = batch.valid[:, None, ::2, ::2].to(logits.dtype)
+        probabilities = F.avg_pool2d(logits.softmax(1), 2)
         gate = (roi[:, 0] - probabilities.detach().amax(1)).clamp(min=0)
-        if self._bands[0] is not None:
+        probabilities = probabilities * roi
+        guide = self._pixels(batch.strong[:, :, ::2, ::2])
+        if self._bands is not None:
             low, high = self._bands[0]
             confidence = assignment.confidence[0, :, ::2, ::2]
             gate = torch.where((confidence > low) & (confidence < high), torch.ones_like(gate), gate)

@@ -38,14 +38,17 @@ class Outputs(NamedTuple):
 class LargeFOV(nn.Module):
     """Segmentation head: 3×3 D → width, ReLU, 3×3 width → width, ReLU, 1×1 → K; both 3×3 dilated; no bias, no norm."""
 
-    def __init__(self, channels: int, num_outputs: int, width: int = 512, dilation: int = 5) -> None:
+    def __init__(
+        self, channels: int, num_outputs: int, width: int = 512, dilation: int = 5, small_logits: bool = True
+    ) -> None:
         super().__init__()
         self.conv6 = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv7 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv8 = nn.Conv2d(width, num_outputs, 1, bias=False)
-        nn.init.kaiming_normal_(self.conv6.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.conv7.weight, nonlinearity="relu")
-        nn.init.normal_(self.conv8.weight, std=_LOGIT_STD)
+        if small_logits:
+            nn.init.kaiming_normal_(self.conv6.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(self.conv7.weight, nonlinearity="relu")
+            nn.init.normal_(self.conv8.weight, std=_LOGIT_STD)
 
     def forward(self, features: Tensor) -> Tensor:
         """features (B, D, h, w) → S (B, K, h, w)."""
@@ -87,13 +90,16 @@ class CoSANet(nn.Module):
         self.num_classes = num_classes
         self.detach_features = config.detach in ("features", "both")
         self.detach_weights = config.detach in ("weights", "both")
-        self.classifier = _classifier(encoder.width, num_classes)
-        self.classifier_aux = None if encoder.width_aux is None else _classifier(encoder.width_aux, num_classes)
+        small = config.head_start == "small"
+        self.classifier = _classifier(encoder.width, num_classes, small)
+        aux = encoder.width_aux
+        self.classifier_aux = None if aux is None else _classifier(aux, num_classes, small)
         self.decoder: nn.Module
         if config.decoder == "aspp":
             self.decoder = ASPP(encoder.width, num_classes + 1)
         else:
-            self.decoder = LargeFOV(encoder.width, num_classes + 1, config.decoder_width, config.decoder_dilation)
+            sizes = (config.decoder_width, config.decoder_dilation)
+            self.decoder = LargeFOV(encoder.width, num_classes + 1, *sizes, small)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,7 +141,8 @@ class CoSANet(nn.Module):
         return logits, functional.conv2d(source, weight.detach() if self.detach_weights else weight)
 
 
-def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
+def _classifier(channels: int, num_classes: int, small: bool) -> nn.Conv2d:
     layer = nn.Conv2d(channels, num_classes, 1, bias=False)
-    nn.init.normal_(layer.weight, std=_LOGIT_STD)
+    if small:
+        nn.init.normal_(layer.weight, std=_LOGIT_STD)
     return layer

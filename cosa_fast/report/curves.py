@@ -115,9 +115,11 @@ def cam_miou(runs: Sequence[Run]) -> Drawing | None:
 
 def without_masks(runs: Sequence[Run]) -> Drawing | None:
     """What can be known without truth."""
+    if not any("seg_cam_agreement" in record for run in runs for record in run.evaluations["an"]):
+        return None
     return _evaluated(
         runs,
-        {"image_ap": "image AP", "seg_cam_agreement": "CAM/segmentation agreement (mIoU)"},
+        {"seg_cam_agreement": "CAM/segmentation agreement (mIoU)", "image_ap": "image AP"},
         "Without masks",
         "Average precision of the classifier, and the mIoU of the segmentation with the CAM's pseudo-label: both may "
         "be wrong together.",

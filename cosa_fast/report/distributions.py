@@ -169,18 +169,18 @@ def perplexity_over_time(run: Run) -> Drawing | None:
 
 def classes(runs: Sequence[Run]) -> Drawing | None:
     """Per class: IoU of segmentation and CAM, and the classifier's average precision."""
-    rows = [(run, _an(run.last).get("per_class", {}), _image_ap(run)) for run in runs]
-    names = list(dict.fromkeys(name for _, per_class, _ in rows for name in per_class))
+    rows = [(run, _an(run.last).get("per_class", {})) for run in runs]
+    names = list(dict.fromkeys(name for _, per_class in rows for name in per_class))
     if not names:
         return None
     shown = (
         {"seg_label_free": "segmentation", "cam_best": "CAM, best"}
-        if any("seg_label_free" in values for _, per_class, _ in rows for values in per_class.values())
+        if any("seg_label_free" in values for _, per_class in rows for values in per_class.values())
         else {"seg_cam_agreement": "CAM/segmentation"}
     )
     with panels(1, 2, 0.9 + 0.21 * len(names) * max(1, len(runs) / 2), sharey=True) as (axes, figure):
         heights = {name: -position for position, name in enumerate(names)}
-        for number, (run, per_class, precision) in enumerate(rows):
+        for number, (run, per_class) in enumerate(rows):
             shift = 0.5 * (number - (len(runs) - 1) / 2) / max(len(runs), 1)
             for which, (key, label) in enumerate(shown.items()):
                 found = [(v[key], heights[n] - shift) for n, v in per_class.items() if v.get(key) is not None]
@@ -189,7 +189,9 @@ def classes(runs: Sequence[Run]) -> Drawing | None:
                 style: dict[str, Any] = {"color": colour, "fillstyle": "full" if which == 0 else "none", "label": label}
                 if found:
                     axes[0].plot([x for x, _ in found], [y for _, y in found], MARKERS[which], **style)
-            points = [(v, heights[n] - shift) for n, v in precision.items() if n in heights and v is not None]
+            points = [
+                (v["image_ap"], heights[n] - shift) for n, v in per_class.items() if v.get("image_ap") is not None
+            ]
             colour = COLOURS[(number if len(runs) > 1 else 2) % len(COLOURS)]
             axes[1].plot([x for x, _ in points], [y for _, y in points], "^", color=colour)
         axes[0].set(xlim=(0, 100), xlabel="IoU in %", ylim=(-len(names) + 0.4, 0.6))
@@ -284,8 +286,3 @@ def _thresholds(observation: Record | None) -> dict[str, Record]:
 
 def _has_masks(run: Run) -> bool:
     return bool((run.last or {}).get("has_masks"))
-
-
-def _image_ap(run: Run) -> dict[str, float | None]:
-    values = _an(run.last).get("image_ap", [])
-    return dict(zip((run.last or {}).get("classes", []), values, strict=False))

@@ -61,9 +61,9 @@ class Endings:
             checkpoint.rotate(self._folder, self._engine.config.run.keep)
         return path
 
-    def save_best(self) -> None:
-        """Save the state as the best so far."""
-        self._save(self._folder.best)
+    def save_best(self, chosen: dict[str, Any]) -> None:
+        """Save the state as the best so far. chosen: by which figure, and on which images."""
+        self._save(self._folder.best, chosen=chosen)
 
     def stopped(self) -> str:
         """Save because of a signal; returns what to tell the user."""

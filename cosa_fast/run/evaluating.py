@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -32,6 +33,7 @@ HEADLINE = {
     "seg_label_free": "seg label-free",
     "seg_label_aware": "seg label-aware",
     "cam_best": "CAM at best threshold",
+    "image_ap": "image AP",
 }
 THRESHOLDS = {"cam_threshold_loss": "at ξ", "cam_aux_threshold_loss": "CAM† at ξ†"}
 # The rest of the configuration shaped the weights; changing it for an evaluation would change nothing, silently.
@@ -41,7 +43,7 @@ SECTIONS = ("data", "teacher", "eval", "run")
 def headline(summary: Mapping[str, float]) -> str:
     """An evaluation in a line, from EvalResult.summary(): mIoU; what ξ and ξ† cost against their maps' best fixed
     thresholds, in points; the foreground's share of M's pseudo-label at ξ, and of the truth."""
-    if "image_ap" in summary:
+    if "seg_cam_agreement" in summary:
         return (
             f"image AP {summary['image_ap']:.1f}  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}  "
             f"foreground {summary['foreground_share_seg']:.0%} (CAM {summary['foreground_share_cam']:.0%})"
@@ -61,14 +63,15 @@ def headline(summary: Mapping[str, float]) -> str:
 class LoopEvaluation:
     """Evaluates the engine's networks as the run goes on, logs the figures, and knows the best ones so far.
 
-    `best` is AN's label-free mIoU of the segmentation in percent. Before co-training it is that of AN's CAM less 1000:
-    any co-trained network is better.
+    `best` is the mIoU of the segmentation in percent that eval.select names. Before co-training it is that of the CAM
+    less 1000: any co-trained network is better. `chosen` says by which figure, and on which images.
     """
 
     def __init__(
         self, engine: EngineBase, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
     ) -> None:
         self.best = best
+        self.chosen: dict[str, Any] = {}
         self._engine = engine
         self._dataset = dataset
         self._log = log
@@ -91,7 +94,7 @@ class LoopEvaluation:
                     network, self._dataset, thresholds=thresholds_of(engine), limit=limit, progress=progress
                 )
             self._report(name, results[name])
-        return results, self._is_best(results["an"])
+        return results, self._is_best(results)
 
     def _report(self, name: str, result: AnyResult) -> None:
         iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
@@ -100,15 +103,23 @@ class LoopEvaluation:
         limited = " (eval.limit)" if result.images != result.set_size else ""
         self._log.message(f"iteration {iteration} {name.upper()}, {result.extent}{limited}: {headline(summary)}")
 
-    def _is_best(self, result: AnyResult) -> bool:
-        if isinstance(result, LabelResult):
-            return True  # nothing tells better from worse: the last is the best
-        cotrained = self._engine.iteration > self._engine.config.optim.cotrain_after
-        summary = result.summary()
-        score = summary["seg_label_free"] if cotrained else summary["cam_best"] - 1000
-        better = score > self.best
-        self.best = score if better else self.best
-        return better
+    def _is_best(self, results: Mapping[str, AnyResult]) -> bool:
+        config = self._engine.config
+        select, figures = config.eval.select, {name: result.summary() for name, result in results.items()}
+        if select == "none" or isinstance(results["an"], LabelResult):
+            self.chosen = {"by": "none"}  # nothing tells better from worse: the last is the best
+            return True
+        cotrained = self._engine.iteration > config.optim.cotrain_after
+        names = ("an", "on") if select == "label-aware" else ("an",)
+        figure = f"seg_{select.replace('-', '_')}" if cotrained else "cam_best"
+        name = max(names, key=lambda each: figures[each][figure])
+        score = figures[name][figure] - (0 if cotrained else 1000)
+        if not score > self.best:
+            return False
+        self.best = score
+        self.chosen = {"by": figure, "of": NAMES_IN_FILES[name], "value": figures[name][figure]}
+        self.chosen |= {"on": config.data.val_split or "held out", "images": results[name].images}
+        return True
 
 
 def thresholds_of(engine: EngineBase) -> Thresholds:

@@ -307,7 +307,7 @@ class _Run:
             results, best = self.evaluation.evaluate()
         self.evaluated = self.engine.iteration
         if best:
-            self.endings.save_best()
+            self.endings.save_best(self.evaluation.chosen)
         if self.ranks.is_main:
             with self.signals.obeyed():
                 show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)

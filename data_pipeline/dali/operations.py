@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, math, types
 
-from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS
+from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig
 
 # PIL cuts fractions off, DALI rounds: so this is subtracted before. It is a hair less than a half, because float32 may
 # hold a whole number as slightly less.
@@ -105,20 +105,20 @@ def autocontrast(image: Any) -> Any:
     return _to_uint8(image * scale - low * scale * (1.0 - flat))
 
 
-def to_crop(image: Any, position: Any, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    """(3, size, size) float32: normalised, placed in a crop that is exactly 0 elsewhere.
+def to_crop(image: Any, position: Any, config: AugmentConfig) -> Any:
+    """(3, crop, crop) float32: normalised, placed in a crop that is exactly `config.padding_values` elsewhere.
 
     position: (y, x), the place as a share of the padding (0 where there is none).
     """
     return fn.crop_mirror_normalize(
         image,
-        crop=(size, size),
+        crop=(config.crop_size, config.crop_size),
         crop_pos_y=position[0],
         crop_pos_x=position[1],
         out_of_bounds_policy="pad",
-        fill_values=0.0,
-        mean=[255 * value for value in mean],
-        std=[255 * value for value in std],
+        fill_values=list(config.padding_values),
+        mean=[255 * value for value in config.mean],
+        std=[255 * value for value in config.std],
         dtype=types.FLOAT,
         output_layout="CHW",
     )

@@ -117,7 +117,7 @@ def views(source: Any, gpu: bool) -> tuple[Any, Any, Inputs]:
 def _crops(source: Source[Sample], config: AugmentConfig, gpu: bool) -> tuple[Any, Any]:
     """The graph: (weak, strong), (3, crop, crop) float32 each."""
     *both, inputs = views(source, gpu)
-    return tuple(to_crop(view, inputs.position, config.crop_size, config.mean, config.std) for view in both)
+    return tuple(to_crop(view, inputs.position, config) for view in both)
 
 
 def _inside(boxes: list[Box], size: int, device: torch.device) -> Tensor:

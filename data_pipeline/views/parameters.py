@@ -9,7 +9,7 @@ it does not for `integers` or `permutation`.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,8 @@ class AugmentConfig:
 
     crop_size: side of the square crop. scale_range: factors of the native size. flip_probability, blur_probability: in
     [0, 1]. blur_radius: range of the Gaussian radius in pixels. strong: False makes the strong view equal the weak one.
-    mean, std: per channel, for images in [0, 1].
+    padding: of the colour that normalisation makes 0 (mean), or of pixel value 0 (black), as in the official release of
+    CoSA. mean, std: per channel, for images in [0, 1].
     Raises ValueError for values outside their range.
     """
 
@@ -47,11 +48,20 @@ class AugmentConfig:
     blur_probability: float = 0.5
     blur_radius: tuple[float, float] = (0.1, 2.0)
     strong: bool = True
+    padding: Literal["mean", "black"] = "mean"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    @property
+    def padding_values(self) -> tuple[float, ...]:
+        """What padding is after normalisation, per channel."""
+        pairs = zip(self.mean, self.std, strict=True)
+        return tuple(-mean / std if self.padding == "black" else 0.0 for mean, std in pairs)
+
     def __post_init__(self) -> None:
         (smallest, largest), (sharpest, softest) = self.scale_range, self.blur_radius
+        if self.padding not in ("mean", "black"):
+            raise ValueError(f"padding is {self.padding}; wanted mean or black")
         # Written so that NaN fails.
         for name, inside, wanted in (
             ("crop_size", 16 <= self.crop_size <= 16384, "at least 16, at most 16384"),

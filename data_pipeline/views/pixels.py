@@ -27,14 +27,15 @@ class Views:
 def render(image: Image.Image, mask: np.ndarray | None, parameters: AugmentParameters, config: AugmentConfig) -> Views:
     """Apply `parameters` to an RGB image and, with the same geometry, to its (H, W) uint8 mask.
 
-    Blur and colour operations see real pixels only, so padding enters no statistics. It is exactly 0 in both normalised
-    views and 255 in the truth.
+    Blur and colour operations see real pixels only, so padding enters no statistics. It is exactly
+    `config.padding_values` in both normalised views and 255 in the truth.
     """
     weak = weak_region(image, parameters)
     strong = apply_colour(weak, parameters.operation, parameters.magnitude)
     size = (config.crop_size, config.crop_size)
     inside = _slices(parameters)
-    weak_canvas, strong_canvas = torch.zeros(3, *size), torch.zeros(3, *size)
+    padding = torch.tensor(config.padding_values).view(3, 1, 1)
+    weak_canvas, strong_canvas = (padding.repeat(1, *size) for _ in range(2))
     weak_canvas[:, *inside] = normalise(weak, config.mean, config.std)
     strong_canvas[:, *inside] = (
         weak_canvas[:, *inside] if strong is weak else normalise(strong, config.mean, config.std)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def pseudo_labels(
     threshold: float | Tensor,
     valid: Tensor | None,
     num_classes: int,
-    ignore_band: tuple[float, float] | None = None,
+    ignore_band: tuple[float | Tensor, float | Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """CPL (METHOD section 4) as (label int64, 0 where unusable; usable bool). Categories outside 0..C are unusable.
 
@@ -63,13 +65,17 @@ def raw_cross_entropy(
     *,
     alpha: float,
     beta: float,
-    ignore_band: tuple[float, float] | None,
+    ignore_band: Sequence[float] | Sequence[tuple[float, float]] | None,
 ) -> Tensor:
     """Sums of eq. 5 for T targets (T, B, H, W) on the same logits, apart for background and foreground pixels:
     (T, 2, 2), the last axis being Σ r·CE and Σ r with r = 1/P."""
     logits, confidence = real(logits), real(confidence.detach())
     threshold = threshold.reshape(-1, 1, 1, 1)
-    label, usable = pseudo_labels(confidence, category, threshold, valid, logits.shape[1] - 1, ignore_band)
+    band = None
+    if ignore_band is not None:  # one for all targets, or one for each
+        low, high = confidence.new_tensor(ignore_band).reshape(-1, 2).T.reshape(2, -1, 1, 1, 1)
+        band = (low, high)
+    label, usable = pseudo_labels(confidence, category, threshold, valid, logits.shape[1] - 1, band)
     reliability = perplexity(confidence, threshold, alpha, beta).reciprocal() * usable
     reliability = reliability.to(logits.dtype)
     log_probability = resize(logits, (confidence.shape[2], confidence.shape[3])).log_softmax(1)

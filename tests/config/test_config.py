@@ -69,17 +69,25 @@ def test_coco_differs_from_voc_only_in_data_and_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "band"),
-    [("voc_published.yaml", "voc.yaml", (0.25, 0.70)), ("coco_published.yaml", "coco.yaml", (0.25, 0.65))],
+    ("name", "base", "band", "after"),
+    [
+        ("voc_published.yaml", "voc.yaml", (0.20, 0.70), 6001),
+        ("coco_published.yaml", "coco.yaml", (0.25, 0.65), 10001),
+    ],
 )
-def test_published_recipes(name: str, base: str, band: tuple[float, float]) -> None:
+def test_published_recipes(name: str, base: str, band: tuple[float, float], after: int) -> None:
     config = load_config(name)
     assert (config.threshold.mode, config.threshold.band, config.threshold.band_aux) == ("band", band, (0.25, 0.70))
     loss = config.loss
-    assert (loss.c2s, loss.c2s_aux, loss.s2c, loss.csc, loss.energy) == (0.05, 0.05, 0.05, 0.0, 0.05)
+    assert (loss.c2s, loss.c2s_aux, loss.s2c, loss.csc, loss.energy) == (0.05, 0.05, 0.05, 0.0, 0.03)
     assert (loss.s2c_relu, loss.reliability, loss.foreground_weight) == (True, "none", 0.5)
     assert (loss.energy_sigma_xy, loss.energy_sigma_rgb) == (100.0, 15.0)
-    assert config.optim == load_config(base).optim
+    changed = {"cotrain_after": after, "warmup_ratio": 1e-6, "update_unused": True}
+    assert config.optim == dataclasses.replace(load_config(base).optim, **changed)
+    assert (config.model.position_resampling, config.model.head_start) == ("plain", "uniform")
+    assert (config.threshold.grid, config.teacher.aux_scales) == ("half", "last")
+    assert (config.data.padding, loss.s2c_padding) == ("black", True)
+    assert (config.eval.protocol, config.eval.select) == ("squashed", "label-aware")
 
 
 def test_voc_yaml_states_every_setting() -> None:

@@ -104,7 +104,8 @@ def open_stream(pipeline: str) -> Callable[..., Iterable[Batch]]:
     def open_it(
         dataset: ImageDataset, batch_size: int = 5, *, crop: int = 48, threads: int = 0, **options: Any
     ) -> Iterable[Batch]:
-        common = (dataset, AugmentConfig(crop_size=crop), batch_size, options.pop("seed", 7))
+        views = AugmentConfig(crop_size=crop, padding=options.pop("padding", "mean"))
+        common = (dataset, views, batch_size, options.pop("seed", 7))
         if pipeline == "torch":
             return TorchPipeline(*common, workers=threads, **options)
         from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline

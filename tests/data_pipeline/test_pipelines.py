@@ -46,6 +46,18 @@ def test_batches_have_the_promised_form(dataset: ImageDataset, take: Take) -> No
         assert np.array_equal(dataset.labels(dataset.ids.index(id)), row.numpy())
 
 
+def test_padding_is_black_where_asked_for_and_changes_nothing_else(dataset: ImageDataset, take: Take) -> None:
+    black = -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
+    pairs = [*zip(take(dataset, 3), take(dataset, 3, padding="black"), strict=True)]
+    assert not all(plain.valid.all() for plain, _ in pairs)
+    for plain, other in pairs:
+        outside = ~plain.valid[:, None].expand_as(plain.weak)
+        for view, changed in ((plain.weak, other.weak), (plain.strong, other.strong)):
+            assert torch.equal(view[~outside], changed[~outside])
+            assert (view[outside] == 0).all()
+            torch.testing.assert_close(changed[outside], black.view(1, 3, 1, 1).expand_as(changed)[outside])
+
+
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "prefetch": 5}])
 def test_threads_and_prefetching_do_not_change_the_stream(
     dataset: ImageDataset, take: Take, equal: Equal, options: dict[str, int]

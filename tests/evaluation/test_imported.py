@@ -13,6 +13,7 @@ from official_files import official_state, save_official
 from PIL import Image
 
 from cosa_fast import evaluate, predict
+from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import load_networks
@@ -61,11 +62,9 @@ def test_a_file_of_the_release_scores_as_the_same_network_saved_here(
         f"59 of 59 tensors (whole network) from {official}; dropped head.weight, head.bias; AN of"
     )
     assert printed.count("at iteration 20000") == 1, "one network, one table"
-    own = Config(data=DataConfig(mean=MEAN, std=STD), model=MODEL)
+    own = replace(load_config(settings), model=replace(MODEL, aux_layer=-2))
     saved = save_networks(tmp_path / "own.pt", network, network, own)
-    root = load_networks(official, config=str(settings)).config.data.root
-    arguments = [f"data.root={root}", "eval.scales=[1.0, 0.5]", "--json", str(tmp_path / "own.json")]
-    assert evaluate.main([str(saved), *arguments]) == 0
+    assert evaluate.main([str(saved), "--json", str(tmp_path / "own.json")]) == 0
     records = [json.loads((tmp_path / name).read_text()) for name in ("official.json", "own.json")]
     for name in ("student", "teacher"):
         assert records[0][name] == records[1][name]
@@ -82,7 +81,7 @@ def test_a_file_of_the_release_predicts_from_the_command_line(
     assert predict.main([str(official), str(image), "-o", str(tmp_path / "1"), "--config", str(settings)]) == 0
     assert "class 1 " in capsys.readouterr().out
     assert predict.main([str(saved), str(image), "-o", str(tmp_path / "2")]) == 0
-    with Image.open(tmp_path / "1/a.png") as first, Image.open(tmp_path / "2/a.png") as second:
+    with Image.open(tmp_path / "1/masks/a.png") as first, Image.open(tmp_path / "2/masks/a.png") as second:
         assert len(np.unique(first)) > 1
         assert np.array_equal(first, second)
 

@@ -12,7 +12,8 @@ from cosa_fast.evaluation.result import CamScore, EvalResult, Score, extent
 
 def test_table_names_classes_and_both_kinds_of_segmentation(tmp_path: Path) -> None:
     result = evaluate(ColourNet(), make_dataset(tmp_path, block_masks()))
-    lines = result.table().splitlines()
+    *lines, last = result.table().splitlines()
+    assert last == f"image AP of the classifier: {result.mean_image_ap:.2f}"
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == ["segmentation", "CAM", "CAM", "free", "CAM†", "ensemble"]
     assert lines[1].split()[:6] == ["IoU", "in", "%", "free", "aware", "best"]

@@ -75,6 +75,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("raw_cross_entropy", "foreground_weight", 1.5),
     ("raw_cross_entropy", "ignore_band", (0.7, 0.25)),
     ("raw_cross_entropy", "ignore_band", 0.5),
+    ("raw_cross_entropy", "ignore_band", [(0.1, 0.2)] * 3),
+    ("raw_cross_entropy", "ignore_band", [(0.1, 1.2)]),
     ("seg_to_cam_loss", "cam", torch.rand(B, C)),
     ("seg_to_cam_loss", "teacher_logits", [torch.rand(2 * B, C, h, w)]),
     ("seg_to_cam_loss", "image_labels", torch.ones(B, C + 1)),

@@ -137,6 +137,26 @@ def test_an_empty_side_contributes_nothing_and_the_other_keeps_its_share(level: 
     torch.testing.assert_close(balanced, share * raw_cross_entropy(logits, confidence, category, 0.5))
 
 
+def test_targets_have_bands_of_their_own(backend: str, kernel_device: torch.device) -> None:
+    """One call with two bands gives what two calls give, in values and in the gradient."""
+    given_case = case(4, (2, 3), (7, 9), targets=2, device=kernel_device)
+    logits, confidence, category, threshold, valid = given_case.tensors()
+    bands = [(0.2, 0.7), (0.35, 0.5)]
+    results = []
+    for together in (True, False):
+        leaf = logits.detach().clone().requires_grad_()
+        options: dict[str, Any] = {"beta": 0.0, "foreground_weight": 0.5, "backend": backend}
+        if together:
+            losses = raw_cross_entropy(leaf, confidence, category, threshold, valid, ignore_band=bands, **options)
+        else:
+            calls = zip(confidence, category, threshold, bands, strict=True)
+            losses = torch.stack([raw_cross_entropy(leaf, *c[:3], valid, ignore_band=c[3], **options) for c in calls])
+        losses.sum().backward()
+        results.append((losses.detach(), leaf.grad))
+    assert results[0][0][0] != results[0][0][1]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
 def test_band_ignores_what_lies_between() -> None:
     logits, confidence, category, valid = one_target(2, 4, (3, 3), (8, 8))
     confidence[0, 0, :2] = torch.tensor([0.25, 0.7], dtype=torch.float64)

@@ -1,6 +1,14 @@
-"""What the loop says of an evaluation."""
+"""What the loop says of an evaluation, and which checkpoint it calls the best."""
 
+from collections.abc import Callable
+
+import pytest
+
+from cosa_fast import evaluate
+from cosa_fast.config.schema import Config
+from cosa_fast.evaluation.networks import load, load_networks
 from cosa_fast.run.evaluating import headline
+from cosa_fast.run.training import train
 
 
 def test_a_line_says_how_far_the_thresholds_are_from_the_best() -> None:
@@ -14,3 +22,29 @@ def test_a_line_says_how_far_the_thresholds_are_from_the_best() -> None:
     )
     before = {"seg_label_free": 3.0, "cam_best": 44.6, "foreground_share_true": 0.34}
     assert headline(before) == "seg label-free 3.0  CAM at best threshold 44.6"
+
+
+@pytest.mark.parametrize("select", ["label-free", "label-aware", "none"])
+def test_best_pt_says_by_what_and_on_which_images_it_was_chosen(
+    select: str, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(f"eval.select={select}", "eval.every=2", "optim.iterations=4", "optim.cotrain_after=2")
+    summary = train(config)
+    chosen = load(summary.folder.best)["chosen"]
+    if select == "none":
+        assert (chosen, load(summary.folder.best)["iteration"]) == ({"by": "none"}, 4), "the last is the best"
+        return
+    names = {"label-free": ["teacher"], "label-aware": ["teacher", "student"]}[select]
+    figure = f"seg_{select.replace('-', '_')}"
+    figures = {key: summary.results[{"teacher": "an", "student": "on"}[key]].summary()[figure] for key in names}
+    assert chosen == {
+        "by": figure,
+        "of": max(names, key=lambda name: figures[name]),
+        "value": pytest.approx(max(figures.values())),
+        "on": "val",
+        "images": 2,
+    }
+    assert load_networks(summary.folder.best).bias is not None
+    capsys.readouterr()
+    evaluate.main([str(summary.folder.best), "--network", "an"])
+    assert f"chosen by {figure} = {chosen['value']:.2f} on val" in capsys.readouterr().out

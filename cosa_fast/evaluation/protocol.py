@@ -1,0 +1,83 @@
+"""How an evaluation shows images to a network, and how its maps come back to their size (METHOD section 7).
+
+native: images at their own size; every map is enlarged to it once. squashed, as the official release: images at the
+training crop's size, maps summed there and then brought to the image's own; CAMs of all scales of the evaluation, cut
+at a fixed 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa_fast.config.schema import Config
+from cosa_fast.evaluation.cam import normalised_cams
+from cosa_fast.evaluation.inference import summed_logits
+
+# What the squashed protocol calls foreground.
+FIXED_THRESHOLD = 0.5
+Thresholds = tuple[float | None, float | None]
+
+
+class Protocol:
+    """The native one. `cam_scales`: the scales of M'; `cam_flip`: whether it sees mirrored images; `aux_scales`: the
+    scales of M†'."""
+
+    def __init__(self, config: Config) -> None:
+        self.cam_scales = config.teacher.scales
+        self.cam_flip = config.teacher.flip
+        self._last_aux = config.teacher.aux_scales == "last"
+
+    @property
+    def aux_scales(self) -> tuple[float, ...]:
+        return self.cam_scales[-1:] if self._last_aux else self.cam_scales
+
+    def images(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), normalised, as scale 1 of the network shows them."""
+        return images
+
+    def logits(self, segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+        """The summed segmentation logits on the image's grid, as `summed_logits` gives them."""
+        return summed_logits(segs, size)
+
+    def maps(self, cams: Sequence[Tensor], present: Tensor, size: tuple[int, int]) -> Tensor:
+        """M' (P, H, W) of the present classes on the image's grid, as `normalised_cams` gives it."""
+        return normalised_cams(cams, present, size)
+
+    def thresholds(self, own: Thresholds) -> Thresholds:
+        """At which CAMs are scored besides their best ones, from the run's own."""
+        return own
+
+
+class Squashed(Protocol):
+    """The release's, at sides of `side` pixels."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.cam_scales = config.eval.scales
+        self.cam_flip = config.eval.flip
+        self._size = (config.data.crop_size, config.data.crop_size)
+
+    def images(self, images: Tensor) -> Tensor:
+        return F.interpolate(images, size=self._size, mode="bilinear", align_corners=False)
+
+    def logits(self, segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+        square = torch.cat([logits for _, logits in summed_logits(segs, self._size)], dim=1)
+        return summed_logits([square[None]], size)
+
+    def maps(self, cams: Sequence[Tensor], present: Tensor, size: tuple[int, int]) -> Tensor:
+        square = normalised_cams(cams, present, self._size)
+        if len(present) == 0:
+            return square.new_zeros(0, *size)
+        return F.interpolate(square[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def thresholds(self, own: Thresholds) -> Thresholds:
+        return FIXED_THRESHOLD, FIXED_THRESHOLD
+
+
+def protocol_of(config: Config) -> Protocol:
+    """The one that eval.protocol names."""
+    return Squashed(config) if config.eval.protocol == "squashed" else Protocol(config)
