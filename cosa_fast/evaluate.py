@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         _prepare_output(arguments.json)
     names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
-    shown = dict([*results.items()][:1]) if networks.imported is not None else results
-    for name, result in shown.items():
+    shown = names[:1] if networks.imported is not None else names  # both are one network
+    for name in shown:
+        result = results[name]
         limited = " (eval.limit)" if arguments.limit is None and result.images != result.set_size else ""
         print(
             f"{name.upper()} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
@@ -53,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     cleaned = {}
     if arguments.crf is not None:
         methods = _methods(arguments.crf)
-        cleaned = evaluate_crf(networks, config, tuple(shown), methods, limit=arguments.limit, side=arguments.crf_side)
-    for name, crf in cleaned.items():
-        print(f"\n{name.upper()} with CRF, {crf.images} images\n{crf.table()}")
+        cleaned = evaluate_crf(networks, config, names, methods, limit=arguments.limit, side=arguments.crf_side)
+    for name in shown if cleaned else ():
+        print(f"\n{name.upper()} with CRF, {cleaned[name].images} images\n{cleaned[name].table()}")
     if arguments.json is not None:
         record = _record(arguments.checkpoint, networks.iteration, config, results)
         for name, crf in cleaned.items():

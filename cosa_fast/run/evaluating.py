@@ -183,14 +183,18 @@ def evaluate_crf(
     images, limit, bar and errors as in `evaluate_networks`. side: longer images are shrunk to it for the CRF."""
     device = pick_device(config.run.device)
     dataset = open_validation_set(config)
+    networks = networks.for_classes(dataset.classes)
     check_classes(dataset, networks.classes)
     chosen = spread(len(dataset), config.eval.limit if limit is None else limit)
     averaged = config.eval.classes or networks.classes
     indices = (0, *class_indices(averaged, networks.classes, "eval.classes"))
     source = loading(config, choose_pipeline(config, device)[0])
-    results = {}
+    results: dict[str, CrfResult] = {}
     with Cleaner(methods, config.data.workers, device, side) as cleaner:
         for name in names:
+            if networks.imported is not None and results:
+                results[name] = next(iter(results.values()))
+                continue
             network = networks.named(name).to(device)
             with evaluation_bar(f"{name} with CRF") as progress:
                 results[name] = score_crf(network, dataset, chosen, config, indices, cleaner, source, progress)
