@@ -284,7 +284,7 @@ def run_module(words: list[str], world: World) -> None:
         return
     world.ran.add(tuple(words))
     package, _, name = module.rpartition(".")
-    if package == "bench.runs":
+    if package in ("bench.runs", "bench.steps"):
         importlib.import_module(module)
         return
     assert package == "cosa_fast", module
