@@ -87,7 +87,7 @@ def _discarded(folder: RunFolder) -> Path:
 def _entries(folder: RunFolder, place: Path) -> list[Path]:
     """What a run writes, as far as it is in `place`."""
     files = (folder.config, folder.log, folder.manifest, folder.held_out, folder.results, folder.gallery)
-    reports = (folder.per_class, folder.report, folder.observed)
+    reports = (folder.per_class, folder.report, folder.observed, folder.path / "wandb")
     names = [path.name for path in (*files, *reports, folder.tensorboard, folder.trace.parent, folder.checkpoints)]
     return [place / name for name in names if (place / name).exists()]
 
