@@ -133,11 +133,15 @@ def average_precision(scores: Tensor, present: Tensor) -> Tensor:
 
     scores: (N, C) float; present: (N, C) bool. Returns (C,) float64 in [0, 1], NaN for a class on no image.
     """
-    from sklearn.metrics import average_precision_score  # here: its import takes longer than most evaluations' start
-
-    pairs = zip(scores.double().T.cpu().numpy(), present.T.cpu().numpy(), strict=True)
-    values = [average_precision_score(truth, score) if truth.any() else math.nan for score, truth in pairs]
-    return torch.tensor(values, dtype=torch.float64)
+    values = []
+    for score, truth in zip(scores.double().T.cpu(), present.T.cpu(), strict=True):
+        order = score.argsort(descending=True, stable=True)
+        score, hits = score[order], truth[order].double().cumsum(0)
+        last = torch.cat([score[1:] != score[:-1], torch.ones(1, dtype=torch.bool)])
+        hits, seen = hits[last], (torch.arange(len(score))[last] + 1).double()
+        gained = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))
+        values.append((gained * hits / seen).sum() / hits[-1])  # 0/0: NaN
+    return torch.stack(values)
 
 
 def threshold_grid(step: float) -> list[float]:

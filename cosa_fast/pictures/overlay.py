@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -66,6 +65,8 @@ def selection(image: Image.Image, chosen: np.ndarray) -> Image.Image:
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The one that matplotlib brings along, which has ξ, Ω and †."""
+    import matplotlib  # here: training is possible without it
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
