@@ -86,7 +86,6 @@ def partial(name: str) -> str:
         ("checkpoints/best.pt", [1, 2]),
         ("checkpoints/00000003.pt", [1, 2, 3]),
         ("results.json", [1, 2, 3]),
-        ("gallery.png", [1, 2, 3]),
     ],
 )
 def test_a_full_disk(
@@ -161,7 +160,7 @@ def test_a_full_disk_for_what_is_printed(
 
 @pytest.mark.parametrize(
     ("place", "folder_there"),
-    [("config.yaml", True), ("manifest.json", True), ("tensorboard", False), ("gallery.png", True)],
+    [("config.yaml", True), ("manifest.json", True), ("tensorboard", False)],
 )
 def test_a_place_of_the_wrong_kind(
     place: str,
