@@ -22,7 +22,8 @@ from cosa_fast.files import write_json
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 8
 LIMIT = 120  # seconds of a file
-MARKED = re.compile(r"mark\.gpu|kernel_device")
+# The mark itself, or one of the fixtures that carry it.
+MARKED = re.compile(r"mark\.gpu|kernel_device|def test_\w+\([^)]*\bdevice: torch\.device")
 
 
 def files(folder: Path = ROOT / "tests") -> list[Path]:
