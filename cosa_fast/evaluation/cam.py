@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cosa_fast.data_pipeline.batch import ignored, sent
+from cosa_fast.evaluation.gathering import must_wait
 from cosa_fast.kernels import reference
 from cosa_fast.kernels.reference.common import present_slots
 
@@ -40,9 +41,9 @@ class Slots(NamedTuple):
 def slots_of(labels: Tensor) -> Slots:
     """The classes that labels (N, C) bool name. On a CPU as many slots as the image with most of them needs; on a GPU
     all C, as the host would have to wait to know how many these are."""
-    if labels.device.type == "cpu":
-        return Slots(*present_slots(labels))
-    return Slots(torch.arange(labels.shape[1], device=labels.device).expand_as(labels), labels)
+    if must_wait(labels.device):
+        return Slots(torch.arange(labels.shape[1], device=labels.device).expand_as(labels), labels)
+    return Slots(*present_slots(labels))
 
 
 def normalised_cams(cams: Sequence[Tensor], classes: Tensor, size: tuple[int, int]) -> Tensor:

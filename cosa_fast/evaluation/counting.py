@@ -13,7 +13,7 @@ from cosa_fast.evaluation.image_labels import ImageLabels, predicted_labels
 from cosa_fast.evaluation.inference import best_of
 from cosa_fast.evaluation.metrics import ConfusionMatrix, ThresholdSweep, mean_iou, threshold_grid
 from cosa_fast.evaluation.observed import Observed, Observer
-from cosa_fast.evaluation.part import Part
+from cosa_fast.evaluation.part import Seen
 from cosa_fast.evaluation.protocol import Protocol, Thresholds
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
@@ -49,25 +49,25 @@ class Counts:
         self._labels = ImageLabels(len(images), num_classes - 1, device)
         self._observer = Observer(images, device)
 
-    def add(self, part: Part, scales: Sequence[float], flip: bool) -> None:
+    def add(self, seen: Seen, scales: Sequence[float], flip: bool) -> None:
         """Some images. scales, flip: of the segmentation."""
-        counts = []
-        for rows, logits in self._protocol.logits(part.segmentations(scales, flip), len(part.positions), part.size):
+        counts, part = [], seen.part
+        for rows, logits in self._protocol.logits(seen.segmentations(scales, flip), len(seen), seen.size):
             counts.append(self._label_free.add(logits.max(1).indices, part.truth[:, rows]))
             self._label_aware.add(best_of(logits, part.slots), part.truth[:, rows])
         self._observer.add_quality(part.positions, torch.stack(counts).sum(0))
-        self._add_cams(part)
-        self._labels.add(part.positions, part.logits(self._protocol), part.labels)
+        self._add_cams(seen)
+        self._labels.add(part.positions, seen.logits(self._protocol), part.labels)
 
-    def _add_cams(self, part: Part) -> None:
-        protocol, cams = self._protocol, part.cams(self._protocol)
-        told = part.strongest(cams, part.slots, protocol)
-        predicted = slots_of(predicted_labels(part.logits(protocol), len(part.positions)))
-        told["cam_label_free"] = part.strongest({"cam": cams["cam"]}, predicted, protocol)["cam"]
+    def _add_cams(self, seen: Seen) -> None:
+        protocol, cams, truth = self._protocol, seen.cams(self._protocol), seen.part.truth
+        told = seen.strongest(cams, seen.part.slots, protocol)
+        predicted = slots_of(predicted_labels(seen.logits(protocol), len(seen)))
+        told["cam_label_free"] = seen.strongest({"cam": cams["cam"]}, predicted, protocol)["cam"]
         for name, (confidence, category) in told.items():
-            self._sweeps[name].add(confidence, category, part.truth)
+            self._sweeps[name].add(confidence, category, truth)
             if name in ("cam", "cam_aux"):
-                self._observer.add_map(name, confidence, category, part.truth)
+                self._observer.add_map(name, confidence, category, truth)
 
     def counted(self) -> list[Counted]:
         """All that is counted, after the last image."""

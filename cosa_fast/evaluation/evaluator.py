@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, Shown, evaluation_stream
+from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluation_stream
 from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError, hint
-from cosa_fast.evaluation.cam import slots_of
 from cosa_fast.evaluation.counting import Counts
 from cosa_fast.evaluation.gathering import finish
-from cosa_fast.evaluation.inference import forward_rows, inference, of_image, scaled_rows
+from cosa_fast.evaluation.inference import forward_rows, inference, scaled_rows
 from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
-from cosa_fast.evaluation.part import Part
+from cosa_fast.evaluation.part import Part, Seen, parts_of
 from cosa_fast.evaluation.protocol import Thresholds, protocol_of
 from cosa_fast.evaluation.result import EvalResult
 
@@ -91,7 +90,8 @@ class Evaluator:
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, AnyResult]:
         """What each of `networks`, which are of one architecture, scores on `dataset`, which needs image labels where
-        it has no masks. The images are read once. No gradient is recorded; each module gets its mode (train, eval) back.
+        it has no masks. The images are read once. No gradient is recorded; each module gets its mode (train, eval)
+        back.
 
         thresholds: (ξ, ξ†), at which the CAMs are scored besides their best ones; None where there is none.
         limit: only so many images, evenly spread over the set. progress(done, total) is called after each image of this
@@ -101,7 +101,7 @@ class Evaluator:
         check_classes(dataset, self._classes)
         chosen = spread(len(dataset), limit)
         position = {index: position for position, index in enumerate(chosen)}
-        counts = {name: self._counts(dataset, chosen, thresholds) for name in networks}
+        counts = {name: self.counts(dataset.has_masks, chosen, thresholds) for name in networks}
         config, data = self._config.eval, self._config.data
         own = chosen[self._ranks.rank :: self._ranks.size]
         stream = evaluation_stream(dataset, own, config.batch_size, data.mean, data.std, self._device, self._loading)
@@ -111,9 +111,9 @@ class Evaluator:
                 stack.enter_context(inference(network))
             for shown in stream:
                 labels = shown.present if dataset.has_masks else _labels(dataset, shown.indices)
-                images = [position[index] for index in shown.indices]
-                self._look(networks, counts, shown, images, labels)
-                for _ in images:
+                parts = parts_of([position[index] for index in shown.indices], labels, shown.truths)
+                self.look(networks, counts, shown.images, parts)
+                for _ in shown.indices:
                     done += 1
                     if progress is not None:
                         progress(done, len(own))
@@ -124,41 +124,30 @@ class Evaluator:
             results[name] = replace(result, set_size=len(dataset))
         return results
 
-    def _counts(self, dataset: ImageDataset, chosen: Sequence[int], thresholds: Thresholds) -> Counts | LabelCounts:
-        if not dataset.has_masks:
+    def counts(self, has_masks: bool, chosen: Sequence[int], thresholds: Thresholds) -> Counts | LabelCounts:
+        """Nothing counted yet, of the images at `chosen` of a set."""
+        if not has_masks:
             return LabelCounts(self._classes, self._protocol, thresholds[0], chosen, self._device)
         names, step = ("background", *self._classes), self._config.eval.cam_step
         return Counts(names, step, self._protocol, thresholds, chosen, self._device)
 
-    def _look(
+    def look(
         self,
         networks: Mapping[str, CoSANet],
         counts: Mapping[str, Counts | LabelCounts],
-        shown: Shown,
-        positions: Sequence[int],
-        labels: Tensor,
+        images: Tensor,
+        parts: Sequence[Part],
     ) -> None:
-        """Forward some images of one size, and count. positions: of the images among those evaluated; labels: (N, C)
-        bool on the CPU. On a GPU nothing is waited for."""
+        """Forward a batch (N, 3, H, W) through each network, and count by its name. On a GPU the host waits for
+        nothing."""
         segmentation, protocol = self._config.eval, self._protocol
         scales = (*segmentation.scales, *protocol.cam_scales)
         flip, stride = segmentation.flip or protocol.cam_flip, next(iter(networks.values())).stride
-        rows = scaled_rows(protocol.images(shown.images), scales, flip=flip, stride=stride)
-        # A GPU takes all images at once; the maps of one image fit into a CPU's caches.
-        count = len(positions)
-        parts = [range(count)] if self._device.type == "cuda" else [range(n, n + 1) for n in range(count)]
-        slots = [slots_of(labels[part.start : part.stop]).to(self._device) for part in parts]
+        rows = scaled_rows(protocol.images(images), scales, flip=flip, stride=stride)
         for name, network in networks.items():
             outputs = forward_rows(network, rows, segmentation.scales, self._dtype)
-            for part, own_slots in zip(parts, slots, strict=True):
-                batch = Part(
-                    outputs if len(part) == count else of_image(outputs, part.start, count),
-                    [positions[number] for number in part],
-                    own_slots,
-                    labels[part.start : part.stop],
-                    shown.truths[part.start : part.stop],
-                )
-                counts[name].add(batch, segmentation.scales, segmentation.flip)
+            for part in parts:
+                counts[name].add(Seen(part, outputs, len(images)), segmentation.scales, segmentation.flip)
 
 
 def _labels(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:

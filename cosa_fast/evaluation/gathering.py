@@ -16,6 +16,11 @@ COPIES = 64
 COUNTERS = 1 << 21
 
 
+def must_wait(device: torch.device) -> bool:
+    """Whether the host would have to wait to read a value from there."""
+    return device.type != "cpu"
+
+
 class Counted(Protocol):
     """Something with counts, int64 or float64, that are additive over ranks."""
 
@@ -25,7 +30,7 @@ class Counted(Protocol):
 def tally(index: Tensor, bins: int) -> Tensor:
     """How often each of 0..bins-1 occurs in each row of index (N, M) int64: (N, bins) int64. Nothing is read back."""
     rows, length = index.shape
-    copies = 1 if index.device.type == "cpu" else max(1, min(COPIES, COUNTERS // (rows * bins)))
+    copies = max(1, min(COPIES, COUNTERS // (rows * bins))) if must_wait(index.device) else 1
     if copies > 1:
         index = index + torch.arange(length, device=index.device) % copies * bins
     if rows > 1:
@@ -52,14 +57,14 @@ class PerImage:
     def add(self, positions: Sequence[int], rows: Tensor) -> None:
         """rows: (N, width), of the images at `positions`."""
         self._positions += positions
-        self._rows.append(rows.double())
+        self._rows.append(rows)
 
     def gather(self) -> PerImage:
         """To be called once, after the last image."""
         self.counts = torch.zeros(self._shape, dtype=torch.float64, device=self._device)
         if self._rows:
             positions = torch.tensor(self._positions, device=self._device)
-            self.counts[positions] = torch.cat(self._rows).to(self._device)
+            self.counts[positions] = torch.cat(self._rows).to(self._device, torch.float64)
         return self
 
 

@@ -12,7 +12,7 @@ from cosa_fast.evaluation.gathering import Counted
 from cosa_fast.evaluation.image_labels import ImageLabels
 from cosa_fast.evaluation.metrics import ConfusionMatrix, mean_iou
 from cosa_fast.evaluation.observed import Observed, Observer
-from cosa_fast.evaluation.part import Part
+from cosa_fast.evaluation.part import Seen
 from cosa_fast.evaluation.protocol import Protocol
 from cosa_fast.evaluation.result import extent, shortened
 
@@ -111,18 +111,17 @@ class LabelCounts:
         self._agreement = ConfusionMatrix(len(classes) + 1, device)
         self._observer = Observer(images, device)
 
-    def add(self, part: Part, scales: Sequence[float], flip: bool) -> None:
+    def add(self, seen: Seen, scales: Sequence[float], flip: bool) -> None:
         """Some images. scales, flip: of the segmentation."""
-        protocol = self._protocol
-        cams = {"cam": part.cams(protocol)["cam"]}
-        confidence, category = part.strongest(cams, part.slots, protocol)["cam"]
+        protocol, part, counts = self._protocol, seen.part, []
+        cams = {"cam": seen.cams(protocol)["cam"]}
+        confidence, category = seen.strongest(cams, part.slots, protocol)["cam"]
         label = (category * (confidence >= self.threshold)).to(part.truth.dtype)
-        counts = []
-        for rows, logits in protocol.logits(part.segmentations(scales, flip), len(part.positions), part.size):
+        for rows, logits in protocol.logits(seen.segmentations(scales, flip), len(seen), seen.size):
             counts.append(self._agreement.add(logits.max(1).indices, label[:, rows]))
         self._observer.add_quality(part.positions, torch.stack(counts).sum(0))
         self._observer.add_map("cam", confidence, category, part.truth)
-        self._labels.add(part.positions, part.logits(protocol), part.labels)
+        self._labels.add(part.positions, seen.logits(protocol), part.labels)
 
     def counted(self) -> list[Counted]:
         """All that is counted, after the last image."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,10 +110,10 @@ class ThresholdSweep:
             raise ValueError(f"thresholds must be strictly increasing and not empty, got {list(thresholds)}")
         self.num_classes = num_classes
         self.grid = tuple(thresholds)
-        wanted = torch.tensor([*thresholds, *([] if own is None else [own])], dtype=torch.float32)
-        every, places = wanted.unique(return_inverse=True)
-        self._places, self._own = places[: len(thresholds)], None if own is None else int(places[-1])
-        self.thresholds = every.to(device)
+        wanted = np.array([*thresholds, *([] if own is None else [own])], np.float32)
+        every, places = np.unique(wanted, return_inverse=True)
+        self._places, self._own = places.tolist()[: len(thresholds)], None if own is None else int(places[-1])
+        self.thresholds = torch.tensor(every.tolist(), dtype=torch.float32, device=device)
         self.counts = torch.zeros((3, len(every) + 1, num_classes), dtype=torch.int64, device=device)
 
     def update(self, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
