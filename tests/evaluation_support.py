@@ -52,6 +52,7 @@ class ColourNet(nn.Module):
     """A network of stride 8 that reads the class from the colour of a cell: real Outputs, known answers."""
 
     stride = 8
+    is_packed = False
 
     def __init__(self, aux: bool = True, confuse: tuple[int, int] | None = None) -> None:
         super().__init__()

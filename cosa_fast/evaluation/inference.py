@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cosa_fast.evaluation.cam import Slots
 from cosa_fast.network.model import CoSANet, Outputs
 from cosa_fast.network.resizing import resize_to_stride
+from cosa_fast.network.rotary import passing_sizes
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
@@ -20,11 +21,12 @@ BAND_VALUES = 1 << 24
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; on leaving, each module gets its own mode back (frozen batch norm)."""
+    """Evaluation mode without gradients; on leaving, each module gets its own mode back (frozen batch norm), and
+    nothing is kept for the sizes of the images."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), passing_sizes(model):
             yield
     finally:
         for module, training in modes:
@@ -44,10 +46,14 @@ def scaled_rows(images: Tensor, scales: Iterable[float], *, flip: bool, stride: 
 def forward_rows(
     model: CoSANet, rows: Mapping[float, Tensor], seg_scales: Iterable[float], dtype: torch.dtype = torch.float32
 ) -> dict[float, Outputs]:
-    """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`."""
+    """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`. A network whose attention was
+    packed for training (teacher.attention) takes all scales in one pass."""
     wanted = set(seg_scales)
     device = next(iter(rows.values())).device
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        if model.is_packed:
+            outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
+            return dict(zip(rows, outputs, strict=True))
         return {scale: model(each, seg=scale in wanted) for scale, each in rows.items()}
 
 
