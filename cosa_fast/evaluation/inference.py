@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosa_fast.network.attention_backends import any_size
 from cosa_fast.network.model import CoSANet, Outputs
 from cosa_fast.network.resizing import resize_to_stride
 
@@ -47,7 +48,7 @@ def forward_scales(
     """
     wanted = set(seg_scales)
     outputs = {}
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32), any_size():
         for scale in dict.fromkeys(scales):
             scaled = resize_to_stride(images, scale, model.stride)
             rows = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
