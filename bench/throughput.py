@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the clone comes first on the path, install
 from bench.arguments import require_positive, result_file, split_settings
 from bench.steps.providers import BACKBONES, KINDS
 from bench.steps.throughput import Options, grid, measure_all, save_chart
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.files import write_json
 
 SUITE_CONFIGS = ["voc.yaml", "coco.yaml"]
@@ -32,7 +32,7 @@ SUITE_SIZES = (4, 8, 16, 32)
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked; --suite filled in."""
-    parser = argparse.ArgumentParser(prog="python bench/throughput.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python bench/throughput.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("settings", nargs="*", metavar="CONFIG | key=value", help="default: voc.yaml")
     add("--suite", action="store_true", help="VOC and COCO x ViT-S, B, L x B = 4, 8, 16, 32")

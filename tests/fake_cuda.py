@@ -90,7 +90,7 @@ def _converted(self: nn.Module, *args: Any, memory_format: Any = None, **kwargs:
                 if memory_format is not None and found.dim() == 4:
                     found = found.to(memory_format=memory_format)
                 is_parameter = isinstance(value, nn.Parameter)
-                store[name] = nn.Parameter(found, value.requires_grad) if is_parameter else found  # type: ignore[index]
+                store[name] = nn.Parameter(found, value.requires_grad) if is_parameter else found
     return self
 
 

@@ -52,23 +52,16 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     """What `resume` means: "auto" (the run's newest whole checkpoint, if it has any) or a file; None to start anew. And
     what to say about it.
 
-    UserError if the file cannot be read, if no checkpoint of the run is whole, or if another run than that which goes
-    on would be lost, without `overwrite`.
+    UserError if the file cannot be read, if no checkpoint of the run is whole, or if the run that goes on would be
+    replaced.
     """
     if resume == "auto":
-        start, notes = _newest(folder)
-        if start is None and folder.kept() and not overwrite:
-            require_no_run(folder)
-        return start, notes
+        return _newest(folder)
     if resume is None:
-        if not overwrite:
-            require_no_run(folder)
         return None, []
     path = Path(resume)
     start = Start(path, _read(path))
     if not start.is_of(folder):
-        if not overwrite:
-            require_no_run(folder)
         return start, []
     if overwrite:
         raise UserError(
@@ -77,6 +70,14 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     newer = tuple(other for other in folder.numbered() if int(other.stem) > start.iteration)
     notes = [f"{other}: newer than {path.name}; renamed to {other.name}.left" for other in newer]
     return replace(start, left=newer), notes
+
+
+def require_room(folder: RunFolder, start: Start | None, resume: str | None) -> None:
+    """UserError if another run than that which goes on would be lost."""
+    if start is not None and start.is_of(folder):
+        return
+    if resume != "auto" or folder.kept():
+        require_no_run(folder)
 
 
 def _newest(folder: RunFolder) -> tuple[Start | None, list[str]]:

@@ -33,7 +33,7 @@ from cosa_fast.run.observations import show_evaluation
 from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
-from cosa_fast.run.resuming import Start, changes, find_start, restore
+from cosa_fast.run.resuming import Start, changes, find_start, require_room, restore
 from cosa_fast.run.signals import Signals, Stopped
 from cosa_fast.run.trackers import check_trackers
 
@@ -95,7 +95,10 @@ def train(
                     tidy(folder)
 
             def prepare() -> _Run:
-                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
+                run = _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
+                if not overwrite:  # last: what else is wrong is told before
+                    require_room(folder, run.start, resume)
+                return run
 
             ranks.together(enter)
             run = ranks.together(prepare)

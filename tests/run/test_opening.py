@@ -106,6 +106,19 @@ def test_lines_fit_a_terminal_whatever_stands_in_them(make_config: MakeConfig, m
     assert "and 72 more" in " ".join(text.split())
 
 
+def test_a_schedule_that_may_be_a_slip_is_noted(make_config: MakeConfig, make_engine: Callable) -> None:
+    def notes(*overrides: str) -> list[str]:
+        engine = make_engine(*overrides)
+        text = opening(engine, *open_datasets(engine.config), "torch", "chosen", RunFolder(Path("runs/tiny")))
+        return [line for line in text.splitlines() if line.startswith("note:")]
+
+    assert notes("eval.every=6", "optim.warmup=5") == []
+    said = notes("eval.every=7", "optim.warmup=6", "optim.cotrain_after=6")
+    assert len(said) == 3
+    for key, note in zip(("optim.warmup = 6", "optim.cotrain_after", "eval.every = 7"), said, strict=True):
+        assert key in note
+
+
 def test_eval_limit_holds_for_the_last_evaluation_too_and_is_said(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
