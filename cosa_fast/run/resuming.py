@@ -99,7 +99,7 @@ def _newest(folder: RunFolder) -> tuple[Start | None, list[str]]:
     if start is None and problems:
         raise UserError(f"{folder.path}: no checkpoint is whole; replace the run with --overwrite ({problems[0]})")
     if start is None:
-        return None, []
+        return None, [f"{folder.path}: no checkpoint to resume, the run begins"]
     left = tuple(path for path in damaged if path.stem.isdecimal())
     if not start.path.stem.isdecimal():
         problems.append(f"no other checkpoint of {folder.path} is whole")

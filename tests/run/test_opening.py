@@ -49,8 +49,11 @@ def test_a_run_says_what_it_will_do_before_it_does_it(
 def test_a_resumed_run_says_whose_weights_it_goes_on_with(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(make_config("optim.iterations=1", "optim.cotrain_after=0"))
-    capsys.readouterr()
+    config = make_config("optim.iterations=1", "optim.cotrain_after=0")
+    train(config, resume="auto")
+    assert f"{RunFolder.of(config).path}: no checkpoint to resume, the run begins\n" in capsys.readouterr().out
+    train(config, resume="auto")
+    assert "no iteration is left (1 of 1): the last evaluation follows\n" in capsys.readouterr().out
     train(make_config("optim.iterations=2", "optim.cotrain_after=0"), resume="auto")
     assert "; weights of the checkpoint of iteration 1\n" in capsys.readouterr().out
 
