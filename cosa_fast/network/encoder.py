@@ -142,16 +142,18 @@ class Encoder(nn.Module):
         pack(self.backbone, kind)
         self.packed = kind
 
-    def forward_packed(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """As forward, for batches of several sizes in one pass."""
+    def forward_packed(self, images: Sequence[Tensor], keep: bool = True) -> list[tuple[Tensor, Tensor | None]]:
+        """As forward, for batches of several sizes in one pass. keep: these sizes come again; how they divide the
+        tokens is kept for good, as a captured step reads it."""
         for batch in images:
             self._check_sides(batch)
         grids = [(batch.shape[-2] // self.stride, batch.shape[-1] // self.stride) for batch in images]
         embedded = [embed(self.backbone, batch) for batch in images]
         groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
-        if groups not in self._segments:  # once: it comes from the host
-            self._segments[groups] = segments_of(groups, self.packed, images[0].device)
-        final, levels = run_packed(self.backbone, embedded, self._segments[groups], self._level)
+        segments = self._segments.get(groups) or segments_of(groups, self.packed, images[0].device)
+        if keep:
+            self._segments[groups] = segments
+        final, levels = run_packed(self.backbone, embedded, segments, self._level)
         return [
             (
                 _to_map(tokens[:, self.prefix_tokens :], grid),
