@@ -214,6 +214,9 @@ class _Run:
     def _loop(self) -> dict[str, AnyResult]:
         config, engine = self.config, self.engine
         if self._done:
+            self.log.message(
+                f"no iteration is left ({engine.iteration} of {config.optim.iterations}): the last evaluation follows"
+            )
             return self._evaluate()
         results: dict[str, AnyResult] = {}
         self._announce_pipeline()

@@ -90,8 +90,11 @@ def test_the_block_says_whether_steps_of_a_gpu_are_captured(
 def test_a_resumed_run_says_whose_weights_it_goes_on_with(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(make_config("optim.iterations=1", "optim.cotrain_after=0"))
-    capsys.readouterr()
+    config = make_config("optim.iterations=1", "optim.cotrain_after=0")
+    train(config, resume="auto")
+    assert f"{RunFolder.of(config).path}: no checkpoint to resume, the run begins\n" in capsys.readouterr().out
+    train(config, resume="auto")
+    assert "no iteration is left (1 of 1): the last evaluation follows\n" in capsys.readouterr().out
     train(make_config("optim.iterations=2", "optim.cotrain_after=0"), resume="auto")
     assert "; weights of the checkpoint of iteration 1\n" in capsys.readouterr().out
 
