@@ -29,6 +29,10 @@ _HARMLESS = re.compile(
 )
 # Rows of a swizzled atom of 8 in bytes, by the descriptor's mode: of wgmma (two bits) and tcgen05 (three).
 _SWIZZLES = {"wgmma": (62, 3, {1: 128, 2: 64, 3: 32}), "tcgen05": (61, 7, {1: 128, 2: 128, 4: 64, 6: 32})}
+_ORDINARY = re.compile(
+    r"(?P<what>ld|st|atom)\.shared(?:::cta)?(?:\.(?!async)[a-z]+)?(?:\.v\d)?\.[bufs]\d+"
+    r"|(?P<copy>cp\.async)\.c[ag]\.shared\.global"
+)
 _MATRIX = re.compile(r"(?P<kind>ld|st)matrix\.sync\.aligned\.m8n8\.x(?P<count>[124])")
 
 
@@ -204,10 +208,12 @@ class Reader:
         if place is not None and re.match(r"mbarrier|tcgen05\.(?:alloc|commit)", opcode):
             yield from self._announcement(instruction, opcode, operand(place["operand"]), mask)
             return
-        kinds = {"ld": "read", "st": "write", "atom": "atomic", "red": "atomic", "cp": "write"}
-        kind = kinds.get(opcode.split(".")[0])
-        if kind is None or ".shared" not in opcode or place is None or "bulk" in opcode:
+        ordinary = _ORDINARY.fullmatch(opcode)
+        if ordinary is None or place is None:
             raise Unreadable(str(instruction))
+        kind = {"ld": "read", "st": "write", "atom": "atomic", "cp.async": "write"}[
+            ordinary["what"] or ordinary["copy"]
+        ]
         if opcode.startswith("cp.async"):
             size = re.search(r"\], (0x[0-9a-f]+|\d+)", rest)
             if size is None:

@@ -35,6 +35,8 @@ class Words:
         if len(here) != len(there):
             return 0
         for mine, (name, _) in zip(here, there, strict=True):
+            if not name:  # nothing was ever put there
+                continue
             source, step = self.exchange(name)
             if not step or self.of(source) != (mine,):
                 return 0
