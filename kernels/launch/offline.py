@@ -75,7 +75,7 @@ def compile_launches(
     known = {} if known is None else known
     keys: dict[Any, None] = {}
     for launch in launches:
-        key = (launch.kernel, architecture, str(_specialise(launch)), launch.configuration)
+        key = (launch.kernel, architecture, str(specialise(launch)), launch.configuration)
         if key not in known:
             known[key] = _compile(launch, architecture)
         keys[key] = None
@@ -88,7 +88,7 @@ def _compile(launch: Launch, architecture: str) -> Compiled:
     from triton.compiler import ASTSource
 
     backend, name, warp, limit = ARCHITECTURES[architecture]
-    signature, constants, attributes = _specialise(launch)
+    signature, constants, attributes = specialise(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.configuration.num_warps, "num_stages": launch.configuration.num_stages}
     printed = io.StringIO()
@@ -109,7 +109,7 @@ def _compile(launch: Launch, architecture: str) -> Compiled:
     )  # fmt: skip
 
 
-def _specialise(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+def specialise(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
     """Signature, constants and attributes as Triton's own launcher derives them: 1 is a constant, multiples of 16 are
     known as such."""
     signature: dict[str, Any] = {}
