@@ -162,11 +162,13 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
-    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: so many images in an evaluation,
-    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once. `protocol`:
-    images at their own size, or squashed to the training crop as in the release (evaluation/protocol.py). `select`: the
-    figure of the segmentation by which best.pt is chosen: AN's label-free one, or the better label-aware one of ON and
-    AN, as in the release; none: the last evaluation's state is the best."""
+    the mean besides background (None: all). `coexistence`: names of C-mIoU. `networks`: those evaluated as a run goes
+    on (teacher: AN alone, where `select` does not compare both); at its end both are. `limit`: so many images in an
+    evaluation, evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once,
+    fewer of very large ones (None: 16 on a GPU, 1 on a CPU). `protocol`: images at their own size, or squashed to the
+    training crop as in the release (evaluation/protocol.py). `select`: the figure of the segmentation by which best.pt
+    is chosen: AN's label-free one, or the better label-aware one of ON and AN, as in the release; none: the last
+    evaluation's state is the best."""
 
     every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -176,8 +178,9 @@ class EvalConfig:
     classes: tuple[str, ...] | None = None
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
+    networks: Literal["both", "teacher"] = "both"
     limit: int | None = bounded(None, low=1, high=10**9)
-    batch_size: int = bounded(1, low=1, high=65536)
+    batch_size: int | None = bounded(None, low=1, high=65536)
 
 
 @dataclass(frozen=True)

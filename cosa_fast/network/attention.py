@@ -20,6 +20,8 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 from timm.layers.attention import Attention  # isort: skip
 from timm.models.vision_transformer import Block, VisionTransformer  # isort: skip
 
+from cosa_fast.data_pipeline.batch import sent
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -88,7 +90,8 @@ class PackedAttention(Attention):
                 return super().forward(x, attn_mask, *args, **kwargs)
             attn_mask = _one_size(x)
         query, key, value = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        mixed = self.kernel(self.q_norm(query), self.k_norm(key), value, attn_mask).flatten(1)
+        query, key = (norm(each).to(value.dtype) for norm, each in ((self.q_norm, query), (self.k_norm, key)))
+        mixed = self.kernel(query, key, value, attn_mask).flatten(1)
         mixed = self.norm(mixed).unflatten(0, x.shape[:2])
         gate = getattr(self, "gate", None)  # earlier versions of timm have none
         if gate is not None:
@@ -118,7 +121,7 @@ def pack(backbone: nn.Module, kind: str) -> str | None:
 def segments_of(groups: tuple[tuple[int, int], ...], kind: str, device: torch.device) -> Segments:
     """Segments for groups of (images, tokens per image)."""
     lengths = [length for images, length in groups for _ in range(images)]
-    starts = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    starts = sent(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
     if kind != "xformers":
         return Segments(groups, starts)
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask

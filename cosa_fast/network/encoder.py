@@ -21,7 +21,7 @@ from cosa_fast.network.attention import KERNELS as PACKED
 from cosa_fast.network.attention import Segments, embed, run_packed, segments_of
 from cosa_fast.network.attention_backends import attending, use_attention
 from cosa_fast.network.positions import resample_plainly
-from cosa_fast.network.rotary import MOST_SIZES, keep_rotary_positions
+from cosa_fast.network.rotary import keep_rotary_positions
 
 CNN_STRIDE = 16
 _RESERVED_ARGUMENTS = ("pretrained", "num_classes", "features_only", "dynamic_img_size", "output_stride")
@@ -153,15 +153,16 @@ class Encoder(nn.Module):
         """Whether `forward_packed` is possible."""
         return self.attention in PACKED
 
-    def forward_packed(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """As forward, for batches of several sizes in one pass."""
+    def forward_packed(self, images: Sequence[Tensor], keep: bool = True) -> list[tuple[Tensor, Tensor | None]]:
+        """As forward, for batches of several sizes in one pass. keep: these sizes come again; how they divide the
+        tokens is kept for good, as a captured step reads it."""
         for batch in images:
             self._check_sides(batch)
         grids = [(batch.shape[-2] // self.stride, batch.shape[-1] // self.stride) for batch in images]
         embedded = [embed(self.backbone, batch) for batch in images]
         groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
         segments = self._segments.get(groups) or segments_of(groups, str(self.attention), images[0].device)
-        if len(self._segments) < MOST_SIZES:  # made once: it comes from the host
+        if keep:
             self._segments[groups] = segments
         final, levels = run_packed(self.backbone, embedded, segments, self._level)
         return [

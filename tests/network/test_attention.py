@@ -21,7 +21,6 @@ from cosa_fast.network.attention import (
 from cosa_fast.network.attention_backends import refusal
 from cosa_fast.network.build import build_model
 from cosa_fast.network.encoder import Encoder, create_backbone
-from cosa_fast.network.rotary import MOST_SIZES
 
 CPU = torch.device("cpu")
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 2}
@@ -119,17 +118,6 @@ def test_assignments_do_not_depend_on_the_attention(flip: bool, dtype: torch.dty
     blocks = networks[1].master.encoder.backbone.blocks
     assert all(isinstance(block.attn, PackedAttention) for block in blocks)
     assert not any(isinstance(block.attn, PackedAttention) for block in online.encoder.backbone.blocks)
-
-
-def test_sizes_that_are_kept_are_few() -> None:
-    """What a captured step may read stays; an evaluation sees hundreds of sizes."""
-    encoder = Encoder(create_backbone("vit_tiny_patch16_224", SMALL), -1).eval()
-    encoder.attend("packed")
-    with torch.no_grad():
-        for side in range(8, 8 * (MOST_SIZES + 3), 8):
-            encoder.forward_packed([torch.zeros(1, 3, 8, side)])
-    assert len(encoder._segments) == MOST_SIZES
-    assert encoder._segments[(1, 2),].starts.tolist() == [0, 2]
 
 
 @pytest.mark.gpu

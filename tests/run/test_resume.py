@@ -32,9 +32,11 @@ CLOCK = ("images_per_second", "seconds_per_iteration", "data_wait", "tflop_per_s
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run without those that depend on the clock."""
+    """The records of a run without what depends on the clock, and without how each of its processes began."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in CLOCK} for line in lines if line["kind"] != "start"
+    ]
 
 
 def final(directory: Path) -> dict[str, Any]:
