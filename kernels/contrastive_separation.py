@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .contrastive_rows import Rows, empty_rows, scatter_rows, select_rows
-from .launch.runtime import ceil_div, configure, launch, scalar_on, tl, triton_jit, use_triton
+from .launch.runtime import ceil_div, configure, launch, scalar_on, tl, triton_jit, use_cpu, use_triton
 from .sums import Whole, mean_loss
 from .triton_functions import log1p
 from .validation import TensorChecks, check_choice, check_number, check_perplexity, check_threshold, fail
@@ -417,7 +417,8 @@ def contrastive_separation(
             limit, float(temperature), float(alpha), per_image, cosine,
         )  # fmt: skip
         return mean_loss(sums, whole)
-    sums = reference.contrastive_separation(
+    plain = cpu if use_cpu(backend, cam) else reference
+    sums = plain.contrastive_separation(
         cam,
         image_labels,
         category,
