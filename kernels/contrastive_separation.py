@@ -31,7 +31,7 @@ from torch import Tensor
 
 from . import cpu, reference
 from .contrastive_rows import Rows, empty_rows, scatter_rows, select_rows
-from .launch.runtime import ceil_div, configure, launch, scalar_on, tl, triton_jit, use_cpu, use_triton
+from .launch.runtime import ceil_div, configure, launch, scalar_on, tl, triton_jit, use_triton
 from .sums import Whole, mean_loss
 from .triton_functions import log1p
 from .validation import TensorChecks, check_choice, check_number, check_perplexity, check_threshold, fail
@@ -417,7 +417,8 @@ def contrastive_separation(
             limit, float(temperature), float(alpha), per_image, cosine,
         )  # fmt: skip
         return mean_loss(sums, whole)
-    plain = cpu if use_cpu(backend, cam) else reference
+    values = len(cam) * confidence[0].numel() ** 2
+    plain = cpu if cpu.pays("contrastive_separation", backend, cam, values) else reference
     sums = plain.contrastive_separation(
         cam,
         image_labels,

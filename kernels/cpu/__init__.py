@@ -7,11 +7,13 @@ PyTorch, in the type of the arithmetic (float64 stays float64), the same argumen
 raw_cross_entropy: eq. 5, a band at a time, which the backward computes once more
 contrastive_separation: eqs. 9, 10, label by label
 fuse_cams: METHOD section 3, image by image
+choice: which calls are served here
 bands: upsampling a band of rows; the box of the pixels that count
 """
 
+from .choice import pays
 from .contrastive_separation import contrastive_separation
 from .fuse_cams import fuse_cams
 from .raw_cross_entropy import raw_cross_entropy
 
-__all__ = ["contrastive_separation", "fuse_cams", "raw_cross_entropy"]
+__all__ = ["contrastive_separation", "fuse_cams", "pays", "raw_cross_entropy"]

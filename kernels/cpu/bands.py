@@ -7,6 +7,7 @@ for all rows of a map, of which there are few; along the rows for a band of pixe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,20 @@ from torch import Tensor
 
 from ..reference.resample import interpolation_matrix
 
-BAND_ELEMENTS = 2**18  # 1 MiB of float32: what a core's second-level cache holds
+CACHE_ELEMENTS = 2**19  # 2 MiB of float32: what the second-level caches of two cores hold
 
 Box = tuple[slice, slice]
+
+
+def rows_at_once(elements: int) -> int:
+    """How many rows of so many elements to work on, that they stay in the cache."""
+    return max(CACHE_ELEMENTS // max(elements, 1), 1)
+
+
+@lru_cache(maxsize=32)
+def _matrix(source: int, target: int, dtype: torch.dtype) -> Tensor:
+    """`interpolation_matrix`; made anew for every image it would take as long as a small image itself."""
+    return interpolation_matrix(source, target, torch.device("cpu")).to(dtype)
 
 
 class Band(NamedTuple):
@@ -33,11 +45,10 @@ class Upsampling:
     """K maps (K, h, w) upsampled to (H, W) within a box of its pixels: band by band, and the way back."""
 
     def __init__(self, maps: Tensor, size: tuple[int, int], box: Box) -> None:
-        matrices = (interpolation_matrix(*each, maps.device) for each in zip(maps.shape[1:], size, strict=True))
-        down, across = (matrix.to(maps.dtype)[part] for matrix, part in zip(matrices, box, strict=True))
-        self._down, self._across = down, across
-        self._wide = maps.transpose(0, 1) @ across.T  # (h, K, columns of the box)
-        self._height = max(BAND_ELEMENTS // self._wide[0].numel(), 1)
+        axes = zip(maps.shape[1:], size, box, strict=True)
+        self._down, self._across = (_matrix(source, target, maps.dtype)[part] for source, target, part in axes)
+        self._wide = maps.transpose(0, 1) @ self._across.T  # (h, K, columns of the box)
+        self._height = rows_at_once(self._wide[0].numel())
 
     def bands(self) -> Iterator[tuple[Band, Tensor]]:
         """Every band with its values (rows, K, columns), which the caller may overwrite."""

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ..reference.common import real
 from ..reference.contrastive import directions, probabilities, select_anchors
-
-TILE_ELEMENTS = 2**18  # of the scores of some anchors: 1 MiB of float32
+from .bands import rows_at_once
 
 
 def contrastive_separation(
@@ -101,7 +100,7 @@ def _separate(vectors: Tensor, label: Tensor, temperature: float) -> tuple[Tenso
 
 def _tiles(label: Tensor) -> Iterator[tuple[slice, slice]]:
     """Anchors that have positives and negatives, some at a time, and the others of their label; from sorted labels."""
-    height = max(TILE_ELEMENTS // max(len(label), 1), 1)
+    height = rows_at_once(len(label))
     start = 0
     for count in label.unique_consecutive(return_counts=True)[1].tolist():
         stop = start + count

@@ -83,11 +83,6 @@ def use_triton(backend: str, tensor: Tensor) -> bool:
     return True
 
 
-def use_cpu(backend: str, tensor: Tensor) -> bool:
-    """Whether the call runs what is written for a CPU, with "auto" where `tensor` is on one."""
-    return backend == "auto" and tensor.device.type == "cpu"
-
-
 def architecture(device: torch.device) -> str:
     """The row of the launch table that serves a device: "sm_90", "gfx942", ..."""
     if _recording is not None:
