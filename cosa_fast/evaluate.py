@@ -5,12 +5,11 @@ CKPT may be a file of another program, such as the official release's: `... best
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
+from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, run_cli, whole
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
@@ -74,8 +73,8 @@ def _place(config: Config) -> str:
     return f"of {config.data.val_split}" if config.data.val_split else "held out of the training"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandLine:
+    parser = CommandLine(
         prog="python -m cosa_fast.evaluate",
         description="mIoU of a checkpoint's networks on a set with masks; without masks, image AP and agreement.",
     )
@@ -88,13 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
     parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
-    parser.add_argument("--limit", metavar="N", type=int, help="only N images, evenly spread over the set")
+    parser.add_argument("--limit", metavar="N", type=whole(1), help="only N images, evenly spread over the set")
     parser.add_argument(
         "--crf", choices=(*METHODS, "both"), help="also clean the segmentations up by a CRF; both says how they agree"
     )
     add_crf_side(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 
