@@ -36,7 +36,7 @@ def opening(
         "device": _device(engine),
         "pipeline": f"{pipeline} ({reason}), {_workers(config, pipeline)}",
         "recipe": _recipe(config, len(training_set)),
-        "folder": str(folder.path),
+        "folder": f"{folder.path} (run.output/run.name)",
     }
     lines = [*facts.items(), *(("note:", text) for text in _notes(config))]
     return "\n".join(

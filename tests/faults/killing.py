@@ -194,9 +194,7 @@ def outcome(path: Path) -> dict[str, Any]:
     return {
         "last checkpoint": state(folder.numbered()[-1]),
         "best.pt": state(folder.best),
-        "log.jsonl": [
-            {key: value for key, value in line.items() if key not in CLOCK} for line in lines if line["kind"] != "start"
-        ],
+        "log.jsonl": [{key: value for key, value in line.items() if key not in CLOCK} for line in lines],
         "results.json": json.loads(folder.results.read_text(encoding="utf-8")),
         "gallery.png": folder.gallery.read_bytes(),
         "files": sorted(str(file.relative_to(path)) for file in {*path.rglob("*")} - passing),

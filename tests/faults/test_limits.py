@@ -81,7 +81,7 @@ def partial(name: str) -> str:
     ("place", "saved"),
     [
         ("manifest.json", []),
-        ("log.jsonl", []),  # which says how the run begins: nothing is lost yet
+        ("log.jsonl", [1]),
         ("checkpoints/00000002.pt", [1, 2]),  # saved on the way out: by then there is room
         ("checkpoints/best.pt", [1, 2]),
         ("checkpoints/00000003.pt", [1, 2, 3]),

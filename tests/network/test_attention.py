@@ -120,6 +120,17 @@ def test_assignments_do_not_depend_on_the_attention(flip: bool, dtype: torch.dty
     assert not any(isinstance(block.attn, PackedAttention) for block in online.encoder.backbone.blocks)
 
 
+def test_only_sizes_that_come_again_are_kept() -> None:
+    """What a captured step may read stays; an evaluation sees hundreds of sizes."""
+    encoder = Encoder(create_backbone("vit_tiny_patch16_224", SMALL), -1).eval()
+    encoder.attend("packed")
+    with torch.no_grad():
+        encoder.forward_packed([torch.zeros(1, 3, 8, 8)])
+        for side in range(16, 48, 8):
+            encoder.forward_packed([torch.zeros(1, 3, 8, side)], keep=False)
+    assert {groups: segments.starts.tolist() for groups, segments in encoder._segments.items()} == {((1, 2),): [0, 2]}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("kind", ["varlen", "xformers"])

@@ -51,7 +51,7 @@ def test_a_run_says_what_it_will_do_before_it_does_it(
     assert all(len(line) <= 100 or " " not in line.strip()[10:] for line in lines[start:first])
 
 
-def test_log_and_block_say_how_the_step_computes(
+def test_manifest_block_and_log_say_how_the_step_computes(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a capture that fails on the way, at the iteration where it did."""
@@ -64,12 +64,11 @@ def test_log_and_block_say_how_the_step_computes(
 
     monkeypatch.setattr(FusedEngine, "step", fails)
     overrides = ("optim.iterations=3", "optim.cotrain_after=0", "run.log_every=10", "teacher.attention=packed")
-    log = train(make_config(*overrides)).folder.log
+    folder = train(make_config(*overrides)).folder
     assert "sdpa (ON) and packed (AN)" in " ".join(capsys.readouterr().out.split())
-    start, capture = [record for record in read_log(log) if record["kind"] in ("start", "capture")]
-    assert start == {
-        "kind": "start", "iteration": 0, "not_captured": None, "attention_on": "sdpa", "attention_an": "packed",
-    }  # fmt: skip
+    manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    assert (manifest["attention"], manifest["not_captured"]) == ({"on": "sdpa", "an": "packed"}, None)
+    (capture,) = [record for record in read_log(folder.log) if record["kind"] == "capture"]
     assert capture == {"kind": "capture", "iteration": 2, "not_captured": "a step waits for the device"}
 
 
@@ -90,8 +89,11 @@ def test_the_block_says_whether_steps_of_a_gpu_are_captured(
 def test_a_resumed_run_says_whose_weights_it_goes_on_with(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(make_config("optim.iterations=1", "optim.cotrain_after=0"))
-    capsys.readouterr()
+    config = make_config("optim.iterations=1", "optim.cotrain_after=0")
+    train(config, resume="auto")
+    assert f"{RunFolder.of(config).path}: no checkpoint to resume, the run begins\n" in capsys.readouterr().out
+    train(config, resume="auto")
+    assert "no iteration is left (1 of 1): the last evaluation follows\n" in capsys.readouterr().out
     train(make_config("optim.iterations=2", "optim.cotrain_after=0"), resume="auto")
     assert "; weights of the checkpoint of iteration 1\n" in capsys.readouterr().out
 
@@ -145,7 +147,7 @@ def test_a_terminal_shows_a_bar_for_every_evaluation(make_config: MakeConfig, mo
 
     monkeypatch.setattr(evaluating, "tqdm", Bar)
     train(make_config("optim.iterations=1", "optim.cotrain_after=0"))
-    assert [(name.split()[1], bar.seen) for name, bar in bars] == [("ON", (2, 2)), ("AN", (2, 2))]
+    assert [(name, bar.seen) for name, bar in bars] == [("evaluating ON and AN", (2, 2))]
 
 
 def test_other_ranks_show_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
