@@ -96,6 +96,12 @@ class CommandLine(argparse.ArgumentParser):
         self.register("type", float, _number)
         self.add_argument("--debug", action="store_true", help="show tracebacks of errors")
 
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """As argparse, which takes a positional of any number for a required one, unless it has a default."""
+        if settings.get("nargs") == "*":
+            settings.setdefault("default", [])
+        return super().add_argument(*names, **settings)
+
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse; but an unknown option is told before the required one that it was meant to be."""
         words = sys.argv[1:] if args is None else [*args]
@@ -134,7 +140,7 @@ def whole(least: int) -> Callable[[str], int]:
         with suppress(ValueError):
             if (value := int(text)) >= least:
                 return value
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least} up")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
 
     return read
 

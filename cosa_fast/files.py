@@ -87,11 +87,17 @@ def written_aside(path: Path, remedy: str = "choose another place", kind: str = 
             _sync(path.parent)
     except OSError as error:
         name = f"{kind} {path}".strip()
-        raise UserError(f"{name}: cannot be written ({error.strerror or error}); {remedy}") from error
+        raise UserError(f"{name}: cannot be written ({_refusal(path, error)}); {remedy}") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         unfinished.discard(aside)
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{path.parent} is no folder"
+    return "it is a folder" if isinstance(error, IsADirectoryError) else str(error.strerror or error)
 
 
 def remove_unfinished() -> None:

@@ -138,7 +138,7 @@ def test_nothing_to_take_labels_from_is_said(root: Path) -> None:
         run(root)
     with pytest.raises(UserError, match="cls_labels_onehot"):
         run(root, "--from", "npy")
-    with pytest.raises(UserError, match=r"no masks; add them .* 10 of 10 masks cannot be used"):
+    with pytest.raises(UserError, match=r"no masks; add them .*10 of 10 masks cannot be used"):
         run(root, "--from", "masks")
 
 

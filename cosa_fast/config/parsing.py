@@ -68,7 +68,8 @@ def find_config(path: Path, beside: Path | None = None) -> Path:
     elif path.is_dir():
         what = f"is a folder; images of your own are trained on with folder.yaml data.root={path}; shipped are"
     else:
-        what = f"no such file{hint(path.name, shipped) or nearest(path)}, nor one of the shipped ones"
+        near = hint(path.name, shipped) if path.parent == Path() else ""
+        what = f"no such file{near or nearest(path)}, nor one of the shipped ones"
     raise UserError(f"configuration {shown(str(path))[1:-1]}: {what} ({', '.join(shipped)})")
 
 

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
+# Kernels for attention: network/attention_backends.py.
+Attention = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "packed", "varlen", "xformers"]
+
 
 def bounded(default: Any, *, low: float, high: float) -> Any:
     """A dataclass field whose number (or every number of whose tuple) must lie in [low, high]. Every number has both
@@ -46,7 +49,8 @@ class DataConfig(AugmentConfig):
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
-    counted from the end (None: no auxiliary head). `position_resampling`: how a ViT's positions are interpolated to
+    counted from the end (None: no auxiliary head). `attention`: the kernel by which ON attends in training (auto: by
+    the device, docs/performance.md). `position_resampling`: how a ViT's positions are interpolated to
     another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
     LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set.
     `head_start`: how heads begin, with logits near 0 (small), or as torch's layers do and the release's with them
@@ -57,6 +61,7 @@ class ModelConfig:
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
     aux_layer: int | None = bounded(-3, low=-1000, high=-1)
+    attention: Attention = "auto"
     position_resampling: Literal["antialiased", "plain"] = "antialiased"
     decoder: Literal["largefov", "aspp"] = "largefov"
     decoder_width: int = bounded(512, low=1, high=65536)
@@ -70,14 +75,14 @@ class ModelConfig:
 class TeacherConfig:
     """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
 
-    `aux_scales`: M†' of all scales, or of the last one alone, as in the release. `attention`: "sdpa" runs a ViT once
-    per scale; the others run all scales in one pass and differ in the kernel that keeps attention within each image
-    (network/attention.py)."""
+    `aux_scales`: M†' of all scales, or of the last one alone, as in the release. `attention`: the kernel by which AN
+    attends in training, as model.attention for ON; "packed", "varlen" and "xformers" run all scales of a ViT in one
+    pass."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
     aux_scales: Literal["all", "last"] = "all"
-    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
+    attention: Attention = "auto"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
 

@@ -9,7 +9,7 @@ import safetensors.torch
 
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.network.build import build_model
 from cosa_fast.network.model import CoSANet
 
@@ -70,7 +70,7 @@ def read_export(path: Path) -> Exported | None:
     except UserError:
         raise
     except Exception as error:  # what comes out of a file can be anything
-        raise UserError(f"{path}: damaged, or no export of this version ({first_line(error, 120)})") from error
+        raise UserError(f"{path}: damaged, or no export of this version ({one_line(error, 200)})") from error
 
 
 def _public(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosa_fast.evaluation.cam import Slots
+from cosa_fast.network.attention_backends import any_size
 from cosa_fast.network.model import CoSANet, Outputs
 from cosa_fast.network.resizing import resize_to_stride
 from cosa_fast.network.rotary import passing_sizes
@@ -50,7 +51,8 @@ def forward_rows(
     packed for training (teacher.attention) takes all scales in one pass."""
     wanted = set(seg_scales)
     device = next(iter(rows.values())).device
-    with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
+    products = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with products, any_size():
         if model.is_packed:
             outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
             return dict(zip(rows, outputs, strict=True))

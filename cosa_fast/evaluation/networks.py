@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.exported import read_export
 from cosa_fast.evaluation.imported import import_network
 from cosa_fast.files import nearest
@@ -174,7 +174,7 @@ def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.
         raise
     except Exception as error:  # what came out of the file can be anything
         raise UserError(
-            f"checkpoint {path}: does not fit its own configuration ({first_line(error)}); take another checkpoint"
+            f"checkpoint {path}: does not fit its own configuration ({one_line(error, 200)}); take another checkpoint"
         ) from error
 
 

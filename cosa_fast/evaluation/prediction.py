@@ -40,10 +40,11 @@ def file_sources(places: Sequence[Path]) -> list[Source]:
     paths = list({path.absolute(): path for place in places for path in _images(place)}.values())
     if not paths:
         below = (path for place in places for path in islice(place.rglob("*"), _LOOKED_AT))
-        deeper = next((path.parent for path in below if _is_image(path)), None)
-        advice = f"those in folders below it are taken if these are named, for example {deeper}"
-        suffixes = f"they end in {', '.join(IMAGE_SUFFIXES)}"
-        raise UserError(f"no images in {', '.join(map(str, places))}; {advice if deeper else suffixes}")
+        found = min(filter(_is_image, below), key=lambda path: (path.suffix == ".png", path), default=None)
+        remedy = f"they end in {', '.join(IMAGE_SUFFIXES)}"
+        if found is not None:  # masks, which are there as well, are .png
+            remedy = f"those in folders below it are taken if these are named, for example {found.parent}"
+        raise UserError(f"no images in {', '.join(map(str, places))}; {remedy}")
     return [Source(path.stem, path, partial(read_image, path)) for path in paths]
 
 

@@ -109,7 +109,7 @@ class CoSANet(nn.Module):
     @property
     def is_packed(self) -> bool:
         """Whether `forward_packed` is the way of several sizes."""
-        return self.encoder.packed != "sdpa"
+        return self.encoder.packs
 
     def forward(self, images: Tensor, seg: bool = True) -> Outputs:
         """images (B, 3, H, W), normalised; seg=False leaves the segmentation head out."""

@@ -10,7 +10,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import compute_type
 from cosa_fast.engine.base import EngineBase
-from cosa_fast.engine.fused import captures, compiles
+from cosa_fast.engine.compiling import compiles
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.run.folder import RunFolder
 
@@ -36,7 +36,7 @@ def opening(
         "device": _device(engine),
         "pipeline": f"{pipeline} ({reason}), {_workers(config, pipeline)}",
         "recipe": _recipe(config, len(training_set)),
-        "folder": str(folder.path),
+        "folder": f"{folder.path} (run.output/run.name)",
     }
     lines = [*facts.items(), *(("note:", text) for text in _notes(config))]
     return "\n".join(
@@ -108,8 +108,17 @@ def _device(engine: EngineBase) -> str:
     parts.append("Triton kernels" if use_triton(config.backend, on_device) else "plain PyTorch operators")
     if config.engine == "fused":
         parts += ["compiled blocks"] * compiles(engine.config, device)
-        parts += ["CUDA graphs"] * captures(engine.config, device)
-    return ", ".join(parts)
+    if device.type == "cuda":
+        parts.append("CUDA graphs" if engine.not_captured is None else f"no CUDA graphs ({engine.not_captured})")
+    return ", ".join(parts + _attention(engine))
+
+
+def _attention(engine: EngineBase) -> list[str]:
+    """The kernels of both networks; nothing for networks without attention."""
+    on, an = engine.attentions
+    if on is None or an is None:
+        return []
+    return [f"{on} attention" if on == an else f"attention {on} (ON) and {an} (AN)"]
 
 
 def _workers(config: Config, pipeline: str) -> str:

@@ -151,6 +151,7 @@ class _Run:
         check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
+        self.not_captured: str | None = None
 
     def execute(self, profile: int | None) -> dict[str, AnyResult]:
         """Run to the end, or to a signal: the last evaluation, nothing after a signal or on ranks but the first."""
@@ -213,6 +214,9 @@ class _Run:
     def _loop(self) -> dict[str, AnyResult]:
         config, engine = self.config, self.engine
         if self._done:
+            self.log.message(
+                f"no iteration is left ({engine.iteration} of {config.optim.iterations}): the last evaluation follows"
+            )
             return self._evaluate()
         results: dict[str, AnyResult] = {}
         self._announce_pipeline()
@@ -231,6 +235,7 @@ class _Run:
             seconds_for_data = time.perf_counter() - asked
             cotraining = engine.cotraining
             self.metrics.update(engine.step(batch))
+            self._note_capture()
             timer.step_ended(seconds_for_data, flops[cotraining])
             self.profiler.step()
             self.log.advance()
@@ -283,11 +288,21 @@ class _Run:
         self.log.message(
             opening(self.engine, self.training_set, self.validation_set, self.pipeline, reason, self.folder)
         )
+        on, an = self.engine.attentions
+        self.not_captured = self.engine.not_captured
+        start = {"not_captured": self.not_captured, "attention_on": on, "attention_an": an}
+        self.log.record(self.engine.iteration, start, "start")
         if self.pipeline_before not in (None, self.pipeline):
             self.log.message(
                 f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
                 "but their pixels differ a little, so it does not go on bit for bit"
             )
+
+    def _note_capture(self) -> None:
+        """A capture that has failed, in the log; the engine has said so on the terminal."""
+        if self.engine.not_captured != self.not_captured:
+            self.not_captured = self.engine.not_captured
+            self.log.record(self.engine.iteration, {"not_captured": self.not_captured}, "capture")
 
     def _report(self, values: dict[str, float]) -> None:
         iteration = self.engine.iteration

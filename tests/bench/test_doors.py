@@ -109,7 +109,7 @@ def test_without_a_gpu_the_kernels_resources_and_limits_are_told(opened: Opened)
         (
             throughput.main,
             ["--provider=ours", "--windws", "3"],
-            "unknown option --windws (did you mean '--windows'?); all",
+            "unknown option --windws (did you mean '--windows'?)",
         ),
         (data.main, ["--stages", "decodng"], "--stages: 'decodng' is none of "),
         (data.main, ["--images", "many"], "--images: 'many' is no whole number; all options"),

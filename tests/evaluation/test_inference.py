@@ -50,7 +50,7 @@ def test_a_network_packed_for_training_takes_all_scales_in_one_pass(monkeypatch:
     rows = inference.scaled_rows(images, (1.0, 0.5, 1.5, 1.0), flip=True, stride=network.stride)
     with torch.no_grad():
         apart = inference.forward_rows(network, rows, (1.0, 0.5))
-        network.encoder.pack("packed")
+        network.encoder.attend("packed")
         monkeypatch.setattr(network, "forward", None)
         together = inference.forward_rows(network, rows, (1.0, 0.5))
     assert not network.encoder._segments, "an evaluation sees hundreds of sizes"
