@@ -67,7 +67,7 @@ def predict(config: Config, network: CoSANet, *, cotraining: bool = True) -> dic
     config = changed(config, [f"optim.cotrain_after={first}", "run.backend=triton", "run.compile=off"])
     with (
         record_launches("sm_90"),
-        mock.patch.object(functional, "scaled_dot_product_attention", _flash_attention),
+        mock.patch.object(functional, "scaled_dot_product_attention", flash_attention),
         LiveBytes() as live,
     ):
         engine = FusedEngine(config, network.num_classes, META, network=without_data(network))
@@ -79,7 +79,7 @@ def predict(config: Config, network: CoSANet, *, cotraining: bool = True) -> dic
         return {"static": static, "step": live.peak - static, "peak": live.peak}
 
 
-def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     """What CUDA runs. Without data torch would write out the attention matrix."""
     assert options.get("attn_mask") is None
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]

@@ -101,10 +101,13 @@ class EngineBase(ABC):
         self.objective = Objective(working, ranks)
 
     def choose_attentions(self) -> None:
-        """Let both networks attend as configured, once their `compute` is what it will be. UserError where they
-        cannot."""
+        """Let both networks attend as configured, once their `compute` is what it will be; evaluation, too, takes the
+        scales of one that packs them in one pass. UserError where they cannot."""
         choose_attention("model.attention", self.config.model.attention, self.on.compute.encoder, learns=True)
         choose_attention("teacher.attention", self.config.teacher.attention, self.an.compute.encoder, learns=False)
+        for network in (self.on, self.an):
+            if network.compute.is_packed:
+                network.master.encoder.attend(str(network.compute.encoder.attention))
 
     @property
     def attentions(self) -> tuple[str | None, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +51,8 @@ def forward_rows(
     packed for training (teacher.attention) takes all scales in one pass."""
     wanted = set(seg_scales)
     device = next(iter(rows.values())).device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), any_size():
+    products = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with products, any_size():
         if model.is_packed:
             outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
             return dict(zip(rows, outputs, strict=True))

@@ -151,7 +151,7 @@ class _Run:
         check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
-        self.not_captured: str | None = None
+        self.not_captured = self.engine.not_captured
 
     def execute(self, profile: int | None) -> dict[str, AnyResult]:
         """Run to the end, or to a signal: the last evaluation, nothing after a signal or on ranks but the first."""
@@ -191,8 +191,11 @@ class _Run:
         write_text(self.folder.config, text)
         if self.config.data.val_split is None:
             write_text(self.folder.held_out, "\n".join(self.validation_set.ids) + "\n")
+        on, an = self.engine.attentions
         extra = {
             "iteration": self.engine.iteration,
+            "attention": {"on": on, "an": an},
+            "not_captured": self.engine.not_captured,
             "data_fingerprint": self.training_set.fingerprint(),
             "pipeline": self.pipeline,
             "training_images": len(self.training_set),
@@ -288,10 +291,6 @@ class _Run:
         self.log.message(
             opening(self.engine, self.training_set, self.validation_set, self.pipeline, reason, self.folder)
         )
-        on, an = self.engine.attentions
-        self.not_captured = self.engine.not_captured
-        start = {"not_captured": self.not_captured, "attention_on": on, "attention_an": an}
-        self.log.record(self.engine.iteration, start, "start")
         if self.pipeline_before not in (None, self.pipeline):
             self.log.message(
                 f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
@@ -299,7 +298,7 @@ class _Run:
             )
 
     def _note_capture(self) -> None:
-        """A capture that has failed, in the log; the engine has said so on the terminal."""
+        """A capture that has failed on the way, in the log; the engine has said so on the terminal."""
         if self.engine.not_captured != self.not_captured:
             self.not_captured = self.engine.not_captured
             self.log.record(self.engine.iteration, {"not_captured": self.not_captured}, "capture")
