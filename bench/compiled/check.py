@@ -1,7 +1,7 @@
 """The kernels' own tests on compiled kernels, executed on a CPU: `python -m bench.compiled.check [--out FILE.json]`.
 
-In the environment of requirements.txt (`make test-compiled` makes it). One file after the other, each in a process of its
-own; compiling takes most of the time, seconds for each specialisation of a kernel.
+In the environment of requirements.txt (`make test-compiled` makes it). One file after the other, each in a process of
+its own; compiling takes most of the time, seconds for each specialisation of a kernel.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cosa_fast.kernels.launch.runtime import HAS_TRITON
 ROOT = Path(__file__).resolve().parents[3]
 BARRIER = "call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)"
 WARP_BARRIER = "call void @llvm.nvvm.bar.warp.sync(i32 -1)"
-# %mine: a cell for each thread; %other: the cell of the thread 32 further on, in the other warp; %neighbour: of its warp.
+# %mine: a cell for each thread; %other: the cell of a thread of the other warp; %neighbour: of one of its own.
 CELLS = """
   %tid = call i32 @llvm.nvvm.read.ptx.sreg.tid.x()
   %at = shl nuw nsw i32 %tid, 2
@@ -271,7 +271,7 @@ entry:
     "line",
     [
         'call void asm sideeffect "red.async.shared::cluster.add.u32 [ $0 ], 1;", "r"(ptr addrspace(3) %mine)',
-        'call void asm sideeffect "cp.async.bulk.shared::cta.global [ $0 ], [ $1 ], 16;", "r,l"(ptr addrspace(3) %mine)',
+        'call void asm sideeffect "cp.async.bulk.shared::cta.global [ $0 ], 16;", "r"(ptr addrspace(3) %mine)',
         "call void @llvm.nvvm.barrier.cta.arrive.all(i32 1)",
         "call void @some_function(ptr addrspace(3) %mine)",
     ],
