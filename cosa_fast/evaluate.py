@@ -15,7 +15,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.evaluator import AnyResult
-from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks, title
 from cosa_fast.files import write_json
 from cosa_fast.run.evaluating import configure, evaluate_crf, evaluate_networks
 
@@ -35,12 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         _prepare_output(arguments.json)
     names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
     results = evaluate_networks(networks, config, names, limit=arguments.limit)
-    shown = names[:1] if networks.imported is not None else names  # both are one network
+    shown = names[:1] if networks.single else names  # both are one network
     for name in shown:
         result = results[name]
         limited = " (eval.limit)" if arguments.limit is None and result.images != result.set_size else ""
         print(
-            f"{name.upper()} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
+            f"{title(name, config)} at iteration {networks.iteration}, {result.extent} {_place(config)}{limited}\n"
             f"{result.table()}\n"
         )
     print(next(iter(results.values())).legend())
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         methods = _methods(arguments.crf)
         cleaned = evaluate_crf(networks, config, names, methods, limit=arguments.limit, side=arguments.crf_side)
     for name in shown if cleaned else ():
-        print(f"\n{name.upper()} with CRF, {cleaned[name].images} images\n{cleaned[name].table()}")
+        print(f"\n{title(name, config)} with CRF, {cleaned[name].images} images\n{cleaned[name].table()}")
     if arguments.json is not None:
         record = _record(arguments.checkpoint, networks.iteration, config, results)
         for name, crf in cleaned.items():

@@ -34,7 +34,8 @@ from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 if TYPE_CHECKING:
     from cosa_fast.config.schema import Config
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
-    from cosa_fast.network.model import CoSANet, Outputs
+    from cosa_fast.network.build import SegmentationNetwork
+    from cosa_fast.network.model import Outputs
 
 AnyResult = EvalResult | LabelResult
 # Index of an image in its set, its mask (H, W) uint8, all 255 where there is none, and its outputs by scale.
@@ -75,7 +76,7 @@ class Evaluator:
 
     def evaluate(
         self,
-        network: CoSANet,
+        network: SegmentationNetwork,
         dataset: ImageDataset,
         *,
         thresholds: Thresholds = (None, None),
@@ -102,7 +103,7 @@ class Evaluator:
 
     def _outputs(
         self,
-        network: CoSANet,
+        network: SegmentationNetwork,
         dataset: ImageDataset,
         chosen: Sequence[int],
         progress: Callable[[int, int], None] | None,
@@ -133,18 +134,20 @@ class Evaluator:
     def _by_labels(
         self, outputs: Iterator[Seen], chosen: Sequence[int], threshold: float | None, dataset: ImageDataset
     ) -> LabelResult:
-        counts = LabelCounts(self._classes, len(chosen), threshold, self._device)
+        has_cams = bool(self._protocol.cam_scales)
+        counts = LabelCounts(self._classes, len(chosen), threshold, self._device, has_cams=has_cams)
         observer = Observer(chosen, self._device)
         position = {index: position for position, index in enumerate(chosen)}
         for index, truth, output in outputs:
             present = torch.from_numpy(dataset.labels(index)).nonzero()[:, 0].to(self._device)
             with observer.image(index, counts.agreement):
                 confidence, category = self._count_by_labels(output, position[index], present, truth, counts)
-            observer.add_map("cam", confidence, category, truth)
+            if has_cams:
+                observer.add_map("cam", confidence, category, truth)
         for tensor in (*counts.tensors(), *observer.tensors()):
             self._ranks.sum_(tensor)
         result = counts.result()
-        return replace(result, observed=observer.observed(counts.agreement.counts))
+        return replace(result, observed=observer.observed(counts.agreement.counts)) if has_cams else result
 
     def _count_by_labels(
         self,
@@ -154,19 +157,21 @@ class Evaluator:
         truth: Tensor,
         counts: LabelCounts,
     ) -> tuple[Tensor, Tensor]:
-        """Returns ν and ŷ, (H, W) as the truth, of which nothing but the size is used."""
+        """Returns ν and ŷ, (H, W) as the truth, of which nothing but the size is used; 0 for a network without CAM."""
         segmentation, protocol = self._config.eval, self._protocol
         size = (truth.shape[0], truth.shape[1])
-        own = [outputs[scale] for scale in protocol.cam_scales]
-        counts.add_labels(position, [_rows(output.logits, protocol.cam_flip) for output in own], present)
-        maps = protocol.maps([_rows(output.cam, protocol.cam_flip) for output in own], present, size)
-        confidence, category = strongest(maps, present)
+        logits = [_rows(outputs[scale].logits, protocol.cam_flip) for scale in protocol.score_scales]
+        counts.add_labels(position, logits, present)
+        cams = [_rows(outputs[scale].cam, protocol.cam_flip) for scale in protocol.cam_scales]
+        gated = present if cams else present[:0]
+        maps = protocol.maps(cams, gated, size) if cams else torch.zeros(0, *size, device=truth.device)
+        confidence, category = strongest(maps, gated)
         segs = [_rows(outputs[scale].segmentation(), segmentation.flip) for scale in segmentation.scales]
-        for rows, logits in protocol.logits(segs, size):
-            counts.add_pixels(confidence[rows], category[rows], best_class(logits))
+        for rows, summed in protocol.logits(segs, size):
+            counts.add_pixels(confidence[rows], category[rows], best_class(summed))
         return confidence, category
 
-    def _forward(self, network: CoSANet, images: Tensor) -> dict[float, Outputs]:
+    def _forward(self, network: SegmentationNetwork, images: Tensor) -> dict[float, Outputs]:
         segmentation, protocol = self._config.eval, self._protocol
         return forward_scales(
             network,
@@ -245,7 +250,7 @@ class _Counts:
 
     def add_labels(self, index: int, outputs: dict[float, Outputs], present: Tensor) -> None:
         """index: of the image in its set; outputs: by scale; present: (P,) in 0..C-1, the true label."""
-        logits = [self._rows(outputs[scale].logits) for scale in self._protocol.cam_scales]
+        logits = [self._rows(outputs[scale].logits) for scale in self._protocol.score_scales]
         self._scores[self._position[index]] = torch.cat(logits).double().mean(0)
         self._present[self._position[index], present] = 1
 
@@ -258,8 +263,10 @@ class _Counts:
             self.label_aware.update(best_class(logits, allowed), truth[rows])
 
     def add_cams(self, outputs: dict[float, Outputs], present: Tensor, truth: Tensor) -> None:
-        """outputs: by scale; present and truth as above."""
+        """outputs: by scale; present and truth as above. Nothing for a network without CAM."""
         protocol, size = self._protocol, (truth.shape[0], truth.shape[1])
+        if not protocol.cam_scales:
+            return
         own = [outputs[scale] for scale in protocol.cam_scales]
         cams = [self._rows(output.cam) for output in own]
         maps = protocol.maps(cams, present, size)
@@ -283,24 +290,25 @@ class _Counts:
         return [*own, *counted, *self.observer.tensors()]
 
     def result(self, images: int, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
-        has_aux = bool(self.cam_aux.sweep.counts.any())
+        has_aux, has_cams = bool(self.cam_aux.sweep.counts.any()), bool(self._protocol.cam_scales)
         return EvalResult(
             images=images,
             classes=self.classes,
             indices=indices,
             label_free=_score(self.label_free.iou(), indices, coexistence),
             label_aware=_score(self.label_aware.iou(), indices, coexistence),
-            cam=self.cam.score(indices, coexistence),
-            cam_label_free=self.cam_label_free.score(indices, coexistence),
+            cam=self.cam.score(indices, coexistence) if has_cams else None,
+            cam_label_free=self.cam_label_free.score(indices, coexistence) if has_cams else None,
             cam_aux=self.cam_aux.score(indices, coexistence) if has_aux else None,
             ensemble=self.ensemble.score(indices, coexistence) if has_aux else None,
             foreground_share_true=self.label_free.foreground_shares()[0],
-            observed=self._observed(indices, has_aux),
+            observed=self._observed(indices, has_cams, has_aux),
             image_ap=tuple((100 * average_precision(self._scores, self._present > 0)).tolist()),
         )
 
-    def _observed(self, indices: Sequence[int], has_aux: bool) -> Observed:
-        cams = {"cam": self.cam, **({"cam_aux": self.cam_aux} if has_aux else {})}
+    def _observed(self, indices: Sequence[int], has_cams: bool, has_aux: bool) -> Observed:
+        cams = {"cam": self.cam} if has_cams else {}
+        cams |= {"cam_aux": self.cam_aux} if has_aux else {}
         sweep = {name: (100 * mean_iou(cam.sweep.iou(), indices)).tolist() for name, cam in cams.items()}
         return self.observer.observed(self.label_free.counts, self.cam.sweep.grid, sweep)
 

@@ -25,7 +25,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.exported import read_export, write_export
 from cosa_fast.evaluation.networks import Networks
 from cosa_fast.files import written_aside
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -46,7 +46,7 @@ class InferenceModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: CoSANet, config: Config) -> None:
+    def __init__(self, network: SegmentationNetwork, config: Config) -> None:
         super().__init__()
         self.network = network
         self.stride = network.stride

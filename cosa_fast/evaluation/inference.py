@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa_fast.network.model import CoSANet, Outputs
+from cosa_fast.network.build import SegmentationNetwork
+from cosa_fast.network.model import Outputs
 from cosa_fast.network.resizing import resize_to_stride
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
@@ -31,7 +32,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def forward_scales(
-    model: CoSANet,
+    model: SegmentationNetwork,
     images: Tensor,
     scales: Iterable[float],
     *,

@@ -26,7 +26,7 @@ class LabelResult:
     on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
     of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
     foreground_cam: shares of all pixels in [0, 1]. set_size: images of the whole set, where only some were evaluated.
-    observed: what a report draws.
+    observed: what a report draws. Of a network without CAM there is no agreement, CPL or threshold.
     """
 
     images: int
@@ -37,6 +37,7 @@ class LabelResult:
     foreground_seg: float
     foreground_cam: float
     threshold: float
+    has_cams: bool = True
     set_size: int | None = None
     observed: Observed | None = field(default=None, repr=False, compare=False)
 
@@ -48,10 +49,15 @@ class LabelResult:
     def summary(self) -> dict[str, float]:
         """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
         CPL; foreground_share_seg and foreground_share_cam in [0, 1]; cam_threshold. Nothing that needs a mask."""
-        return {
+        figures = {
             "image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean()),
-            "seg_cam_agreement": float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64))),
             "foreground_share_seg": self.foreground_seg,
+        }
+        if not self.has_cams:
+            return figures
+        return {
+            **figures,
+            "seg_cam_agreement": float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64))),
             "foreground_share_cam": self.foreground_cam,
             "cam_threshold": self.threshold,
         }
@@ -59,7 +65,11 @@ class LabelResult:
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}."""
         rows = zip(self.classes, self.counts, self.image_ap, self.agreement[1:], strict=True)
-        return {name: {"images": n, "image_ap": ap, "seg_cam_agreement": iou} for name, n, ap, iou in rows}
+        found: dict[str, dict[str, float]] = {name: {"images": n, "image_ap": ap} for name, n, ap, _ in rows}
+        if self.has_cams:
+            for name, iou in zip(self.classes, self.agreement[1:], strict=True):
+                found[name]["seg_cam_agreement"] = iou
+        return found
 
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
@@ -67,18 +77,22 @@ class LabelResult:
         rows = [(shortened(name, LONGEST_NAME), row) for name, row in shown.items()]
         rows.append(("all classes", {**self.summary(), "images": self.images}))
         width = max(len(name) for name, _ in rows)
-        lines = [f"{'no masks':<{width}}  images  image AP  CAM/seg IoU"]
+        lines = [f"{'no masks':<{width}}  images  image AP{'  CAM/seg IoU' * self.has_cams}"]
         for name, row in rows:
-            ap, agreement = _percent(row["image_ap"]), _percent(row["seg_cam_agreement"])
-            lines.append(f"{name:<{width}}  {row['images']:>6}  {ap:>8}  {agreement:>11}")
-        lines.append(
-            f"foreground: segmentation {self.foreground_seg:.0%}, CAM at {self.threshold:.2f} {self.foreground_cam:.0%}"
-        )
+            line = f"{name:<{width}}  {row['images']:>6}  {_percent(row['image_ap']):>8}"
+            lines.append(line + (f"  {_percent(row['seg_cam_agreement']):>11}" if self.has_cams else ""))
+        cam = f", CAM at {self.threshold:.2f} {self.foreground_cam:.0%}" if self.has_cams else ""
+        lines.append(f"foreground: segmentation {self.foreground_seg:.0%}{cam}")
         absent = len(self.classes) - len(shown)
         return "\n".join(lines) + (f"\n{absent} classes left out: on none of these images" if absent else "")
 
     def legend(self) -> str:
         """What the words of the table mean."""
+        if not self.has_cams:
+            return (
+                "image AP: of the probability that the segmentation gives a class at its surest pixel.\n"
+                "Only masks can tell how good the segmentation is"
+            )
         return (
             "ON: the online network, which learns; AN: the assignment network, its moving average\n"
             "image AP: average precision of the classifier; CAM/seg IoU: of the segmentation with what the CAM,\n"
@@ -89,10 +103,19 @@ class LabelResult:
 class LabelCounts:
     """What is gathered over the set: a score per image and class, and one confusion matrix [CPL, segmentation].
 
-    images: how many there are on all ranks together.
+    images: how many there are on all ranks together. has_cams: whether the network has any; else the CPL is empty.
     """
 
-    def __init__(self, classes: Sequence[str], images: int, threshold: float | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        images: int,
+        threshold: float | None,
+        device: torch.device,
+        *,
+        has_cams: bool = True,
+    ) -> None:
+        self._has_cams = has_cams
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         self._classes = tuple(classes)
         self._scores = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
@@ -124,6 +147,7 @@ class LabelCounts:
             foreground_seg=float(1 - counts[:, 0].sum() / pixels),
             foreground_cam=float(1 - counts[0].sum() / pixels),
             threshold=self.threshold,
+            has_cams=self._has_cams,
         )
 
 

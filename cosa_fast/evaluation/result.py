@@ -46,11 +46,12 @@ class EvalResult:
     """What `Evaluator.evaluate` measured on `images` images.
 
     classes: the K names, background first; indices: those of them that the means are over.
-    cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
-    cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
-    [0, 1] of the pixels with a truth that are foreground; NaN if there are none. set_size: images of the whole set,
-    where only some were evaluated. image_ap: average precision of the classifier over these images, in percent, of each
-    of the K - 1 foreground classes; NaN for a class on none of them. observed: what a report draws.
+    cam_aux and ensemble are None for a network without auxiliary head, all CAM scores for one without CAM. The CAMs
+    are told the image's true label; cam_label_free is M' gated by the classes that the classifier itself predicts.
+    foreground_share_true: the share in [0, 1] of the pixels with a truth that are foreground; NaN if there are none.
+    set_size: images of the whole set, where only some were evaluated. image_ap: average precision of the classifier
+    over these images, in percent, of each of the K - 1 foreground classes; NaN for a class on none of them.
+    observed: what a report draws.
     """
 
     images: int
@@ -58,8 +59,8 @@ class EvalResult:
     indices: tuple[int, ...]
     label_free: Score
     label_aware: Score
-    cam: CamScore
-    cam_label_free: CamScore
+    cam: CamScore | None
+    cam_label_free: CamScore | None
     cam_aux: CamScore | None
     ensemble: CamScore | None
     foreground_share_true: float
@@ -137,11 +138,17 @@ class EvalResult:
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
         table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
         if not math.isnan(self.mean_image_ap):
-            table += f"\nimage AP of the classifier: {self.mean_image_ap:.2f}"
+            source = "" if self.cam is None else " of the classifier"
+            table += f"\nimage AP{source}: {self.mean_image_ap:.2f}"
         return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
 
     def legend(self) -> str:
         """What the words of the table mean."""
+        if self.cam is None:
+            return (
+                "free: label-free, the best of all classes; aware: told which classes the image holds\n"
+                "image AP: of the probability that the segmentation gives a class at its surest pixel"
+            )
         return (
             "ON: the online network, which learns; AN: the assignment network, its moving average\n"
             "free: label-free, the best of all classes; aware: told which classes the image holds, as CAM is\n"

@@ -12,7 +12,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import Cleaner
 from cosa_fast.evaluation.crf_scores import CrfResult, score_crf
@@ -25,7 +25,7 @@ from cosa_fast.evaluation.evaluator import (
     spread,
 )
 from cosa_fast.evaluation.label_only import LabelResult
-from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds, title
 from cosa_fast.run.data import Pipeline, choose_pipeline, loading, open_validation_set
 from cosa_fast.run.log import RunLog
 
@@ -43,11 +43,8 @@ SECTIONS = ("data", "teacher", "eval", "run")
 def headline(summary: Mapping[str, float]) -> str:
     """An evaluation in a line, from EvalResult.summary(): mIoU; what ξ and ξ† cost against their maps' best fixed
     thresholds, in points; the foreground's share of M's pseudo-label at ξ, and of the truth."""
-    if "seg_cam_agreement" in summary:
-        return (
-            f"image AP {summary['image_ap']:.1f}  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}  "
-            f"foreground {summary['foreground_share_seg']:.0%} (CAM {summary['foreground_share_cam']:.0%})"
-        )
+    if "foreground_share_seg" in summary:
+        return _headline_without_masks(summary)
     figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
     for figure, label in THRESHOLDS.items():
         if figure in summary:
@@ -60,6 +57,15 @@ def headline(summary: Mapping[str, float]) -> str:
     return "  ".join(figures)
 
 
+def _headline_without_masks(summary: Mapping[str, float]) -> str:
+    agreement = cam = ""
+    if "seg_cam_agreement" in summary:
+        agreement = f"  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}"
+        cam = f" (CAM {summary['foreground_share_cam']:.0%})"
+    ap = f"image AP {summary['image_ap']:.1f}" if "image_ap" in summary else "no image AP"
+    return f"{ap}{agreement}  foreground {summary['foreground_share_seg']:.0%}{cam}"
+
+
 class LoopEvaluation:
     """Evaluates the engine's networks as the run goes on, logs the figures, and knows the best ones so far.
 
@@ -68,7 +74,7 @@ class LoopEvaluation:
     """
 
     def __init__(
-        self, engine: EngineBase, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
+        self, engine: TrainingEngine, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
     ) -> None:
         self.best = best
         self.chosen: dict[str, Any] = {}
@@ -83,13 +89,14 @@ class LoopEvaluation:
 
     def evaluate(self) -> tuple[dict[str, AnyResult], bool]:
         """{"on": result, "an": result} over all images, or over eval.limit of them, and whether they are the best so
-        far."""
+        far. A standalone network is "an" alone."""
         engine = self._engine
         engine.check()
         limit = engine.config.eval.limit
         results = {}
-        for name, network in (("on", engine.on.master), ("an", engine.an.master)):
-            with engine.evaluating(), evaluation_bar(name, self._ranks.is_main) as progress:
+        for name, network in engine.masters.items():
+            shown = title(name, engine.config)
+            with engine.evaluating(), evaluation_bar(shown, self._ranks.is_main) as progress:
                 results[name] = self._evaluator.evaluate(
                     network, self._dataset, thresholds=thresholds_of(engine), limit=limit, progress=progress
                 )
@@ -101,7 +108,8 @@ class LoopEvaluation:
         summary = {key: value for key, value in result.summary().items() if value == value}
         self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
         limited = " (eval.limit)" if result.images != result.set_size else ""
-        self._log.message(f"iteration {iteration} {name.upper()}, {result.extent}{limited}: {headline(summary)}")
+        shown = title(name, self._engine.config)
+        self._log.message(f"iteration {iteration} {shown}, {result.extent}{limited}: {headline(summary)}")
 
     def _is_best(self, results: Mapping[str, AnyResult]) -> bool:
         config = self._engine.config
@@ -109,8 +117,8 @@ class LoopEvaluation:
         if select == "none" or isinstance(results["an"], LabelResult):
             self.chosen = {"by": "none"}  # nothing tells better from worse: the last is the best
             return True
-        cotrained = self._engine.iteration > config.optim.cotrain_after
-        names = ("an", "on") if select == "label-aware" else ("an",)
+        cotrained = config.model.standalone or self._engine.iteration > config.optim.cotrain_after
+        names = [name for name in ("an", "on") if name in results] if select == "label-aware" else ["an"]
         figure = f"seg_{select.replace('-', '_')}" if cotrained else "cam_best"
         name = max(names, key=lambda each: figures[each][figure])
         score = figures[name][figure] - (0 if cotrained else 1000)
@@ -122,11 +130,11 @@ class LoopEvaluation:
         return True
 
 
-def thresholds_of(engine: EngineBase) -> Thresholds:
+def thresholds_of(engine: TrainingEngine) -> Thresholds:
     """(ξ, ξ†), each None where the run has none, or none yet."""
     if not has_thresholds(engine.config, engine.iteration):
         return None, None
-    xi, xi_aux = engine.threshold_values
+    xi, xi_aux = (threshold.value for threshold in engine.thresholds)
     return float(xi), float(xi_aux)
 
 
@@ -159,11 +167,11 @@ def evaluate_networks(
     limit = config.eval.limit if limit is None else limit
     results: dict[str, AnyResult] = {}
     for name in names:
-        if networks.imported is not None and results:
+        if networks.single and results:
             results[name] = next(iter(results.values()))  # both are one network
             continue
         network = networks.named(name).to(device)
-        with evaluation_bar(name) as progress:
+        with evaluation_bar(title(name, config)) as progress:
             results[name] = evaluator.evaluate(
                 network, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
             )
@@ -192,21 +200,21 @@ def evaluate_crf(
     results: dict[str, CrfResult] = {}
     with Cleaner(methods, config.data.workers, device, side) as cleaner:
         for name in names:
-            if networks.imported is not None and results:
+            if networks.single and results:
                 results[name] = next(iter(results.values()))
                 continue
             network = networks.named(name).to(device)
-            with evaluation_bar(f"{name} with CRF") as progress:
+            with evaluation_bar(f"{title(name, config)} with CRF") as progress:
                 results[name] = score_crf(network, dataset, chosen, config, indices, cleaner, source, progress)
     return results
 
 
 @contextmanager
-def evaluation_bar(name: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def evaluation_bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """What to call with (done, total) images as the evaluation of a network goes on: a terminal shows a bar, below that
     of the training if there is one."""
     off = None if shown else True  # None: off where stderr is no terminal
-    with tqdm(desc=f"evaluating {name.upper()}", unit="image", leave=False, dynamic_ncols=True, disable=off) as bar:
+    with tqdm(desc=f"evaluating {title}", unit="image", leave=False, dynamic_ncols=True, disable=off) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
