@@ -203,10 +203,14 @@ def shortened(name: str, width: int) -> str:
 
 
 def format_table(
-    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float] = ()
+    headings: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, list[float]]],
+    thresholds: Sequence[float] = (),
+    corner: str = "IoU in %",
 ) -> str:
     """Names to the left, one right-aligned column per score under the headings of its group and its own; the row called
-    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column."""
+    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column. corner: what the
+    figures are."""
     spans, titles, widths = [], [], []
     for title, group in groupby(headings, lambda heading: heading[0]):
         columns = [each for _, each in group]
@@ -216,7 +220,7 @@ def format_table(
         spans.append(width * len(columns) + gaps)
         widths += [width] * len(columns)
     names = [shortened(name, COLUMNS - sum(widths) - 2 * len(widths)) for name, _ in rows]
-    first = max(map(len, [*names, "threshold"]))
+    first = max(map(len, [*names, "threshold", corner]))
 
     def line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
         return "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
@@ -224,7 +228,7 @@ def format_table(
     def number(value: float, digits: int) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    lines = [line("", titles, spans), line("IoU in %", [each for _, each in headings], widths)]
+    lines = [line("", titles, spans), line(corner, [each for _, each in headings], widths)]
     rule = "-" * len(lines[1])
     lines.append(rule)
     for name, (full, values) in zip(names, rows, strict=True):
