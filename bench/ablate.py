@@ -7,7 +7,6 @@ matrices in bench/ablations/.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,13 +16,13 @@ if not __package__:  # run as a file: the clone comes first on the path, install
 from bench.arguments import require_positive, result_file
 from bench.runs.ablation import print_plan, report, save_chart, train_all
 from bench.runs.matrix import load_matrix
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train what is left of the matrix and print the tables. Returns the exit status: 1 if a run failed, 130 after
     Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python bench/ablate.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python bench/ablate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("ablations", help="YAML file, or the name of a shipped one: table3.yaml, table4.yaml, fig1.yaml, animals.yaml")
     add("overrides", nargs="*", metavar="key=value", help="settings for all runs, after the file's own common ones")

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: the clone comes first on the path, install
 from bench.arguments import require_positive, result_file
 from bench.views.comparison import measure_all, save_chart
 from bench.views.provider import STAGES
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.device import pick_device
 from cosa_fast.files import write_json
@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     cores = len(os.sched_getaffinity(0))
     counts = sorted({2**k for k in range(cores.bit_length())} | {cores})
-    parser = argparse.ArgumentParser(prog="python bench/data.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python bench/data.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("config", nargs="?", default="voc.yaml")
     add("overrides", nargs="*", metavar="key=value")

@@ -24,7 +24,7 @@ from bench.operators.cases import OPERATORS, SWEEPS
 from bench.operators.measured import PROVIDERS, jobs, measure_all, measure_tiny
 from bench.operators.output import print_measured, print_static, save_chart, write
 from bench.operators.static import compile_all
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.errors import UserError, hint
 from cosa_fast.kernels.launch.offline import ARCHITECTURES
 
@@ -33,7 +33,7 @@ QUICK_SECONDS = 110.0
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python bench/kernels.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

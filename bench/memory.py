@@ -9,7 +9,6 @@ table of GPUs adds SLACK and CONTEXT for these; compiled blocks keep less than c
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from bench.arguments import require_positive, result_file, split_settings
 from bench.steps.memory import CONTEXT, SLACK, predict_all, print_tables
 from bench.steps.providers import class_count
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_json
@@ -30,7 +29,7 @@ from cosa_fast.run import manifest
 
 def main(argv: list[str] | None = None) -> int:
     """Predict the grid; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python bench/memory.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python bench/memory.py", description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*", metavar="CONFIG | key=value", help="default: voc.yaml")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 2, 4, 8, 16, 32))
     parser.add_argument("--out", type=result_file, help="JSON")

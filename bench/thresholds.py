@@ -7,7 +7,6 @@ on images held out of the training set (data.val_split), never on those that are
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ if not __package__:  # run as a file: the clone comes first on the path, install
 from bench.arguments import require_positive, result_file
 from bench.runs.estimators import MAPS, compare, mean_losses
 from bench.tables import aligned
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_json
@@ -28,7 +27,7 @@ from cosa_fast.run.folder import RunFolder
 
 def main(argv: list[str] | None = None) -> int:
     """Compare the estimators; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python bench/thresholds.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python bench/thresholds.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--images", type=int, default=100, help="so many, evenly spread over the set (default 100)")
     parser.add_argument("--from-iteration", type=int, default=1, help="leave earlier checkpoints out")

@@ -1,16 +1,20 @@
-"""What the command lines share: how errors reach the user, what signals do, and how networks are named."""
+"""What the command lines share: their arguments, how errors reach the user, what signals do, and how networks are
+named."""
 
 import argparse
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
+from typing import Any, NoReturn
 
-from cosa_fast.errors import QuietError, UserError, first_line
+from cosa_fast.errors import QuietError, UserError, first_line, hint
 from cosa_fast.run.signals import STOPPING, ended_at_once
 
 # What --network may say. ON is the student of checkpoints and results.json, AN the teacher.
@@ -82,18 +86,96 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class CommandLine(argparse.ArgumentParser):
+    """A door's arguments. Whatever is wrong with them is a UserError: one line, with the nearest name that there is, in
+    place of argparse's usage. Every door has --debug, which `run_cli` obeys."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
+        self.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """As argparse, which takes a positional of any number for a required one, unless it has a default."""
+        if settings.get("nargs") == "*" and not names[0].startswith("-"):
+            settings.setdefault("default", [])
+        return super().add_argument(*names, **settings)
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse; but an unknown option is told before the required one that it was meant to be."""
+        words = sys.argv[1:] if args is None else [*args]
+        for word in words[: words.index("--")] if "--" in words else words:
+            self._require_known(word)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message.removeprefix('argument ')}; all options: {self.prog} --help")
+
+    def _require_known(self, word: str) -> None:
+        name, _, value = word.partition("=")
+        if name in ("", "-") or name[0] != "-" or " " in name or re.match(r"-\.?\d", name):
+            return
+        known = self._option_string_actions
+        if any(option.startswith(name) for option in known) or (name[1] != "-" and name[:2] in known):
+            return
+        if re.fullmatch(r"-+\w+\.\w+", name):
+            setting = f"{name.lstrip('-')}={value or '...'}"
+            raise UserError(f"unknown option {name}: settings are written without dashes, {setting}")
+        raise UserError(f"unknown option {name}{hint(name, known)}; all options: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [*map(str, action.choices or ())]
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action, f"{value!r} is none of {', '.join(choices)}{hint(str(value), choices)}"
+            )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number of at least that."""
+
+    def read(text: str) -> int:
+        with suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+
+    return read
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
 def add_crf_side(parser: argparse.ArgumentParser) -> None:
     """The option --crf-side."""
     parser.add_argument(
         "--crf-side",
-        type=_side,
+        type=whole(16),
         metavar="PIXELS",
         help="longer images are shrunk to this for the CRF; 'ours' sums over all pairs of pixels, which a CPU can only "
         "do for small images",
     )
 
 
-def _side(text: str) -> int:
-    if not text.isdecimal() or int(text) < 16:
-        raise UserError(f"--crf-side {text}: give a whole number of pixels from 16 up")
-    return int(text)
+def make_folder(path: Path) -> None:
+    """The folder of -o, made unless it is there. UserError where it is a file, or cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(place for place in (path, *path.parents) if place.is_file())
+        raise UserError(f"-o {path}: {'' if file == path else f'{file} '}is a file; give a folder") from None
+    except OSError as error:
+        raise UserError(f"-o {path}: cannot make this folder ({error.strerror}); choose another") from error

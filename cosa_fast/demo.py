@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 
@@ -44,9 +43,8 @@ def report(cosa: Summary, cam_only: Summary) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Train the demo and its baseline from scratch; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cosa_fast.demo", description="Train CoSA on generated images.")
+    parser = CommandLine(prog="python -m cosa_fast.demo", description="Train CoSA on generated images.")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     config = load_config("demo.yaml", parser.parse_args(argv).overrides)
     from cosa_fast.report.page import write
     from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds

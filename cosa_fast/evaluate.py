@@ -4,13 +4,13 @@ table. CKPT may be a file of another program, such as the official release's: `.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
+from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, run_cli, whole
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.comparison import comparison, short_names
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 class _Evaluation:
     """One checkpoint: opened and checked, then evaluated as the arguments say."""
 
-    def __init__(self, path: str, arguments: argparse.Namespace) -> None:
+    def __init__(self, path: str, arguments: Namespace) -> None:
         overrides = [text for text in arguments.others if _is_setting(text)]
         self.path = path
         self.networks = load_networks(path, config=arguments.config, overrides=overrides)
@@ -126,7 +126,7 @@ class _Evaluation:
         return record
 
 
-def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
+def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
     """Evaluate one after the other, print one table, and return every figure."""
     rows: list[tuple[str, dict[str, float]]] = []
     legends: dict[str, None] = {}
@@ -159,8 +159,8 @@ def _methods(crf: str) -> tuple[str, ...]:
     return tuple(METHODS) if crf == "both" else (crf,)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandLine:
+    parser = CommandLine(
         prog="python -m cosa_fast.evaluate",
         description="mIoU of a checkpoint's networks on a set with masks; without masks, image AP and agreement.",
     )
@@ -176,13 +176,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
     parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
-    parser.add_argument("--limit", metavar="N", type=int, help="only N images, evenly spread over the set")
+    parser.add_argument("--limit", metavar="N", type=whole(1), help="only N images, evenly spread over the set")
     parser.add_argument(
         "--crf", choices=(*METHODS, "both"), help="also clean the segmentations up by a CRF; both says how they agree"
     )
     add_crf_side(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 

@@ -1,13 +1,12 @@
 """A checkpoint for other programs: `python -m cosa_fast.export CKPT --format safetensors|torch-export|onnx`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from cosa_fast.cli import NETWORKS, run_cli
+from cosa_fast.cli import NETWORKS, CommandLine, make_folder, run_cli
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.errors import UserError, first_line
 from cosa_fast.evaluation.exporting import FILES, FORMATS, SMALLEST, export, facts
@@ -29,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     run = RunFolder(arguments.checkpoint.resolve().parent.parent)
     output = arguments.output or _default_output(arguments.checkpoint, run)
     images, origin = _images(networks, arguments.images)
+    make_folder(output)
     agreement = export(networks, name, arguments.format, output / FILES[arguments.format], images)
     print(
         f"checked on {agreement.images} images {origin}: {agreement.pixels:.3%} of the pixels as PyTorch's, "
@@ -93,8 +93,8 @@ def _fitting(image: Image.Image) -> Image.Image:
     return image.resize((max(image.width, SMALLEST), max(image.height, SMALLEST)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandLine:
+    parser = CommandLine(
         prog="python -m cosa_fast.export",
         description="A network for other programs, checked on images, with preprocessing.json and a model card.",
     )
@@ -115,7 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", default="other", metavar="ID", help="for the card, e.g. apache-2.0")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="publish the folder on the hub of Hugging Face")
     parser.add_argument("--private", action="store_true", help="with --push-to-hub: for yourself alone")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 

@@ -5,11 +5,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, hint
 
+# Of a folder, so many names are looked at for one like that which was given.
+_NEIGHBOURS = 2000
 # What nobody has a use for if this process ends at once.
 unfinished: set[Path] = set()
 
@@ -18,12 +21,26 @@ def read_text(path: Path) -> str:
     """The file as UTF-8 text. UserError naming the file if it is missing, unreadable or not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{nearest(path)}; check the path") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except ValueError as error:  # a NUL in the name
         raise UserError(f"{path}: {error}; check the path") from None
+
+
+def nearest(path: Path) -> str:
+    """ " (did you mean 'runs/voc'?)" for a path that is not there: the first missing part of it, against the names that
+    are in its place; or nothing."""
+    with suppress(OSError, ValueError):
+        while not path.parent.exists():
+            path = path.parent
+        above = "" if path.parent == Path() else f"{path.parent}/".replace("//", "/")
+        with os.scandir(path.parent) as entries:
+            return hint(path.name, [entry.name for entry in islice(entries, _NEIGHBOURS)], above)
+    return ""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -70,11 +87,17 @@ def written_aside(path: Path, remedy: str = "choose another place", kind: str = 
             _sync(path.parent)
     except OSError as error:
         name = f"{kind} {path}".strip()
-        raise UserError(f"{name}: cannot be written ({error.strerror or error}); {remedy}") from error
+        raise UserError(f"{name}: cannot be written ({_refusal(path, error)}); {remedy}") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         unfinished.discard(aside)
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{path.parent} is no folder"
+    return "it is a folder" if isinstance(error, IsADirectoryError) else str(error.strerror or error)
 
 
 def remove_unfinished() -> None:

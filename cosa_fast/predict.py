@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cosa_fast.cli import NETWORKS, add_crf_side, run_cli
+from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, make_folder, run_cli, whole
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
@@ -59,15 +59,17 @@ def main(argv: list[str] | None = None) -> int:
         crf_side=arguments.crf_side,
     )
     require_free(sources, lambda source: predictor.outputs(source.name, arguments.output))
-    _make_directory(arguments.output)
+    make_folder(arguments.output)
     if networks.config.run.threads is not None:
         torch.set_num_threads(networks.config.run.threads)
     records, failures = _predict_all(predictor, sources, arguments.output)
     about = {"checkpoint": arguments.checkpoint, "network": NETWORKS[arguments.network], "what": arguments.what}
     about |= {"threshold": predictor.threshold, "classes": networks.classes, "images": records}
     write_json(arguments.output / "scores.json", about)
-    print(f"written: {arguments.output / 'scores.json'} (scores, classes and areas of {len(records)} images)")
-    _hint(records, arguments.what)
+    written = arguments.output / "scores.json"
+    print(f"written: {written} (of {len(records)} images: scores, classes, {_areas(predictor)})")
+    for hint in _hints(records, predictor, {source.name for source in sources if source.present is None}):
+        print(f"hint: {hint}")
     if failures:
         raise UserError(f"{len(failures)} of {len(sources)} images unreadable, the others are written: {failures[0]}")
     if arguments.voc_test:
@@ -100,26 +102,49 @@ def _predict_all(
         paths = predictor.write(prediction, source.name, directory)
         records[source.name] = predictor.record(prediction)
         shown = [str(paths[0]), *(str(path.relative_to(directory)) for path in paths[1:])]
-        print(f"{source.path}: {_found(prediction, predictor.classes)}{prediction.remark} -> {', '.join(shown)}")
+        print(f"{source.path}: {_found(prediction, predictor)}{prediction.remark} -> {', '.join(shown)}")
     return records, failures
 
 
-def _found(prediction: Prediction, names: Sequence[str]) -> str:
-    """`describe`, and for background alone what the classifier thought most likely."""
-    text = describe(prediction.classes, names)
+def _found(prediction: Prediction, predictor: Predictor) -> str:
+    """`describe`, of CAMs their classes first; where that is none, what the classifier thought most likely."""
+    seen, names = prediction.seen, predictor.classes
+    text = describe(prediction.classes, names) if predictor.has_areas else ""
+    if predictor.what == "cam" and len(seen.present):
+        areas = f" ({text} at {predictor.threshold:.3g})" if text else ""
+        return f"CAM of {', '.join(names[index] for index in seen.present.tolist())}{areas}"
     if prediction.classes.any():
         return text
-    best = int(prediction.seen.scores.argmax())
-    return f"{text} (the classifier's first guess: {names[best]}, {prediction.seen.scores[best].sigmoid():.0%})"
+    best = int(seen.scores.argmax())
+    nothing = "no class" if predictor.what == "cam" else text
+    return f"{nothing} (the classifier's first guess: {names[best]}, {seen.scores[best].sigmoid():.0%})"
 
 
-def _hint(records: dict[str, dict[str, Any]], what: str) -> None:
-    empty = sum(record["areas"].get("background") == 1 for record in records.values())
-    if empty and what in ("segmentation", "cpl", "ensemble"):
-        lower = "" if what == "segmentation" else "; a lower --threshold makes more of the CAM foreground"
-        print(
-            f"hint: {empty} of {len(records)} images are background only: no pixel is surer of a class than of "
-            "background. --labels cat,dog says what is there, --what cam shows where the network looks" + lower
+def _areas(predictor: Predictor) -> str:
+    if not predictor.has_areas:
+        return "no areas, for this checkpoint has no threshold ξ: --threshold 0.4 gives one"
+    if predictor.threshold is None:
+        return "areas"
+    return f"areas where the CAM reaches {predictor.threshold:.3g}, {predictor.threshold_name}"
+
+
+def _hints(records: dict[str, dict[str, Any]], predictor: Predictor, unknown: set[str]) -> Iterator[str]:
+    """What to try where nothing was found. unknown: the images whose classes only the classifier tells."""
+    makes_cams = predictor.what in ("cpl", "cam", "ensemble")
+    unseen = [name for name in records if makes_cams and name in unknown and not records[name]["present"]]
+    if unseen:
+        likely, score = max((item for name in unseen for item in records[name]["scores"].items()), key=lambda i: i[1])
+        yield (
+            f"in {len(unseen)} of {len(records)} images the classifier finds no class, so there is no CAM: a class "
+            f"counts from 50 % on, the highest score is {likely}, {score:.0%}. --labels {likely} takes its CAM anyway"
+        )
+    empty = [name for name in records if name not in unseen and (records[name]["areas"] or {}).get("background") == 1]
+    if empty and predictor.what in ("segmentation", "cpl", "ensemble"):
+        lower = "; a lower --threshold makes more of the CAM foreground" if makes_cams else ""
+        yield (
+            f"{len(empty)} of {len(records)} images are background only: no pixel is surer of a class than of "
+            "background. --labels cat,dog says what is there, --what cam --labels cat,dog shows where the network sees "
+            "it" + lower
         )
 
 
@@ -146,8 +171,8 @@ def _archive(records: dict[str, dict[str, Any]], directory: Path, competition: s
     return archive
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandLine:
+    parser = CommandLine(
         prog="python -m cosa_fast.predict",
         description="Masks as palette images (pixel = class index), overlays, CAMs or logits of images, each in a "
         "folder of its own below DIR, and scores.json.",
@@ -178,10 +203,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
-    parser.add_argument("--threshold", type=_threshold, metavar="X", help="of cpl and ensemble, in place of ξ")
+    parser.add_argument("--threshold", type=_threshold, metavar="X", help="where CAMs become foreground, in place of ξ")
     parser.add_argument(
         "--max-side",
-        type=_side,
+        type=whole(16),
         default=MAX_SIDE,
         metavar="PIXELS",
         help=f"longer images are shrunk to this for the network, the result keeps their size; default {MAX_SIDE}",
@@ -195,7 +220,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--crf", choices=tuple(METHODS), help="clean the segmentation up by a CRF")
     add_crf_side(parser)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 
@@ -203,8 +227,8 @@ def _check(arguments: argparse.Namespace, places: Sequence[Path]) -> None:
     """UserError for options that do not go together."""
     if bool(arguments.split) == bool(places):
         raise UserError("give either images, or --split NAME for those of the checkpoint's data set")
-    if arguments.threshold is not None and arguments.what not in ("cpl", "ensemble"):
-        raise UserError(f"--threshold is for --what cpl and ensemble; {arguments.what} has none")
+    if arguments.threshold is not None and arguments.what not in ("cpl", "cam", "ensemble"):
+        raise UserError(f"--threshold is for --what cpl, cam and ensemble; {arguments.what} has none")
     if arguments.crf is not None and arguments.what != "segmentation":
         raise UserError(f"--crf cleans segmentations up; leave out --what {arguments.what}")
     check_methods([arguments.crf])
@@ -230,19 +254,6 @@ def _threshold(text: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"--threshold {text}: give a number from 0 to 1, for example 0.4")
     return value
-
-
-def _side(text: str) -> int:
-    if not text.isdecimal() or int(text) < 16:
-        raise UserError(f"--max-side {text}: give a whole number of pixels from 16 up")
-    return int(text)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o {path}: cannot make this folder ({error.strerror}); choose another") from error
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ python -m cosa_fast.prepare folder --root ROOT
 python -m cosa_fast.prepare voc --download --root DIR
 """
 
-import argparse
 import os
 from pathlib import Path
 
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.data_pipeline.datasets.opening import FORMATS
 from cosa_fast.data_pipeline.datasets.preparation import SOURCES, masks_from_colours, prepare
 from cosa_fast.errors import UserError
+from cosa_fast.files import nearest
 
 _SBD = "sbd"
 
@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         asked.root = _download(format, asked.root)
     elif format == _SBD:
         raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
+    elif format != "synthetic" and not asked.root.is_dir():
+        what = "is no folder" if asked.root.exists() else f"no such folder{nearest(asked.root)}"
+        raise UserError(f"--root {asked.root}: {what}; give the data set's folder")
     format = "voc" if format == _SBD else format
     if asked.masks_from_colours:
         default = {"folder": "train", "coco": "val2014"}.get(format, "val")
@@ -69,8 +72,8 @@ def _download(format: str, root: Path) -> Path:
     return (download_sbd if format == _SBD else download_voc)(root, print)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandLine:
+    parser = CommandLine(
         prog="python -m cosa_fast.prepare", description="Build a label file, check every image, pack the images."
     )
     parser.add_argument("what", nargs="?", choices=(*FORMATS, _SBD), metavar="FORMAT", help=f"as --format; or {_SBD}")

@@ -1,8 +1,6 @@
 """Train: `python -m cosa_fast.train voc.yaml [key=value ...] [--resume auto] [--profile N]`."""
 
-import argparse
-
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli, whole
 from cosa_fast.config.parsing import load_config
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.signals import resumable
@@ -10,7 +8,7 @@ from cosa_fast.run.signals import resumable
 
 def main(argv: list[str] | None = None) -> int:
     """Train as a configuration file says; prints the last evaluation. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cosa_fast.train", description="Train CoSA.")
+    parser = CommandLine(prog="python -m cosa_fast.train", description="Train CoSA.")
     parser.add_argument("config", help="YAML file, or the name of a shipped one: voc.yaml, coco.yaml, demo.yaml, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. optim.batch_size=8")
     parser.add_argument(
@@ -18,9 +16,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
     parser.add_argument(
-        "--profile", type=int, metavar="N", help="profile N iterations into runs/NAME/profile: trace.json and top.txt"
+        "--profile",
+        type=whole(1),
+        metavar="N",
+        help="profile N iterations into runs/NAME/profile: its trace and a table",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     folder = RunFolder.of(config)

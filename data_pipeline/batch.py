@@ -15,6 +15,11 @@ def ignored(truth: Tensor) -> Tensor:
     return truth == (WIDE_IGNORE_INDEX if truth.dtype == torch.int16 else IGNORE_INDEX)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; to a GPU out of page-locked memory, so that the host does not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream on which batches are copied to a device."""

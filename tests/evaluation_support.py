@@ -52,6 +52,7 @@ class ColourNet(nn.Module):
     """A network of stride 8 that reads the class from the colour of a cell: real Outputs, known answers."""
 
     stride = 8
+    is_packed = False
 
     def __init__(self, aux: bool = True, confuse: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -74,9 +75,9 @@ class ColourNet(nn.Module):
 
 
 def evaluate(network: nn.Module, dataset: ImageDataset, **options: Any) -> EvalResult:
-    """The network's result. Options: `eval`, `teacher`, `precision`, and what Evaluator.evaluate takes."""
+    """The network's result. Options: `eval`, `teacher`, `precision`, `crop_size`, and what Evaluator.evaluate takes."""
     config = Config(
-        data=DataConfig(mean=MEAN, std=STD),
+        data=DataConfig(mean=MEAN, std=STD, crop_size=options.pop("crop_size", 448)),
         eval=options.pop("eval", EvalConfig(scales=(1.0,), cam_step=0.1)),
         teacher=options.pop("teacher", TeacherConfig(scales=(1.0,))),
     )

@@ -1,5 +1,6 @@
 """Errors as the user of the command line meets them, in processes of their own where that is the point."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -112,6 +113,42 @@ def test_a_missing_checkpoint_is_one_line(run: Callable[..., tuple[int, str]]) -
     status, errors = run("voc.yaml", "--resume", "nowhere.pt")
     assert (status, errors.count("\n")) == (2, 1)
     assert "nowhere.pt" in errors
+
+
+DOORS = ("train", "evaluate", "predict", "prepare", "report.__main__", "export", "demo")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_misspelt_option_is_one_line_with_the_nearest(door: str) -> None:
+    """Told before the required ones, of which it may be meant to be one."""
+    with pytest.raises(UserError, match=r"^unknown option --debgu \(did you mean '--debug'\?\); all options: .*--help"):
+        importlib.import_module(f"cosa_fast.{door}").main(["--debgu=1"])
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "message"),
+    [
+        ("export", "x.pt --format onxn", r"^--format: 'onxn' is none of safetensors.*\(did you mean 'onnx'\?\); all"),
+        ("prepare", "fodler --root .", r"^FORMAT: 'fodler' is none of voc.*\(did you mean 'folder'\?\)"),
+        ("predict", "x.pt a.jpg -o out --what sgementation", "did you mean 'segmentation'"),
+        ("predict", "x.pt a.jpg", "^the following arguments are required: -o/--output; all options"),
+        ("predict", "x.pt a.jpg -o out --max-side 1e3", "^--max-side: '1e3' is no whole number from 16 up"),
+        ("evaluate", "x.pt --limit 0", "^--limit: '0' is no whole number from 1 up"),
+        ("evaluate", "x.pt --network", "^--network: expected one argument"),
+        ("prepare", "voc --root . --workers many", "^--workers: 'many' is no whole number"),
+        ("train", "voc.yaml --data.root=x", "settings are written without dashes, data.root=x$"),
+        ("train", "voc.yaml -resume auto", "^unknown option -resume .did you mean '--resume'"),
+        ("train", "--overwrite", "^the following arguments are required: config; all options"),
+        ("export", "x.pt y.pt", "^unrecognized arguments: y.pt; all options"),
+        ("train", "data.root=x", "data.root=x: is a setting; the configuration comes before it"),
+        ("train", "foldre.yaml", r"no such file \(did you mean 'folder.yaml'\?\), nor"),
+        ("train", ".", "is a folder; images of your own are trained on with folder.yaml data.root="),
+    ],
+)
+def test_wrong_arguments_are_one_line(door: str, words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        importlib.import_module(f"cosa_fast.{door}").main(words.split())
+    assert "\n" not in str(caught.value)
 
 
 def test_options_may_stand_anywhere(run: Callable[..., tuple[int, str]]) -> None:

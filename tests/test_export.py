@@ -140,6 +140,17 @@ def test_a_file_that_differs_is_not_written(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_an_output_that_is_a_file_is_told_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "export", lambda *_: pytest.fail("work"))
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"^-o .*/taken: is a file; give a folder$"):
+        export.main([str(checkpoint), "-o", str(tmp_path / "taken")])
+    with pytest.raises(UserError, match=r"/taken is a file; give a folder$"):
+        export.main([str(checkpoint), "-o", str(tmp_path / "taken/below")])
+
+
 def test_agreement_counts_pixels() -> None:
     networks = Networks(CONFIG, CLASSES, 0, random_network(0), random_network(1), (None, None))
     model = InferenceModel(networks.an, CONFIG).eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cosa_fast.errors import UserError
-from cosa_fast.files import read_json, write_json, write_text, written_aside
+from cosa_fast.files import nearest, read_json, write_json, write_text, written_aside
 
 
 def test_a_file_is_replaced_when_the_block_is_done(tmp_path: Path) -> None:
@@ -19,6 +19,20 @@ def test_a_file_is_replaced_when_the_block_is_done(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_the_nearest_name_is_that_of_the_first_part_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs/voc").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert nearest(Path("rnus/voc/best.pt")) == " (did you mean 'runs'?)"
+    assert nearest(Path("runs/vco/best.pt")) == " (did you mean 'runs/voc'?)"
+    assert nearest(tmp_path / "runs/vco") == f" (did you mean '{tmp_path}/runs/voc'?)"
+    (tmp_path / "folder.yaml").touch()
+    assert nearest(Path("foldre.yaml")) == " (did you mean 'folder.yaml'?)"
+    assert nearest(Path("nowhere.yaml")) == ""  # the common ending counts for nothing
+    assert [nearest(Path(name)) for name in ("elsewhere", "x" * 5000, "a\0b")] == ["", "", ""]
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -32,7 +32,7 @@ def test_a_misspelt_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         command.main(["evalute"])
     monkeypatch.setattr("sys.argv", ["cosa-fast", "report", "nowhere"])
     assert cli.run_cli(command.main) == 2
-    assert "nowhere: no run" in capsys.readouterr().err
+    assert "nowhere: no such folder" in capsys.readouterr().err
 
 
 def test_the_package_installs_the_command_and_what_pages_are_made_of() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list
 def test_output_that_is_a_file_is_refused(trained: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="cannot make this folder"):
+    with pytest.raises(UserError, match="is a file; give a folder"):
         predict.main([str(trained), str(source), "-o", str(tmp_path / "taken")])
 
 
@@ -254,6 +255,8 @@ def test_pseudo_labels_of_a_split_are_those_of_its_labels(with_thresholds: Path,
     assert not (found["cam"] / "masks").exists()
     record = json.loads((found["cpl"] / "scores.json").read_text())
     assert record["threshold"] == pytest.approx(0.4)
+    of_cams = json.loads((found["cam"] / "scores.json").read_text())
+    assert (of_cams["threshold"], of_cams["images"]) == (record["threshold"], record["images"])
     assert record["images"]["0"]["present"] == ["cat", "horse"]
     scores = torch.tensor(list(record["images"]["1"]["scores"].values()))
     assert record["images"]["1"]["present"] == [n for n, score in zip(CLASSES, scores, strict=True) if score > 0.5]
@@ -293,6 +296,44 @@ def test_background_only_is_explained(
     out = capsys.readouterr().out
     assert "background only (the classifier's first guess: " in out
     assert "hint: 1 of 1 images are background only" in out
+
+
+def test_cams_have_areas_at_a_named_threshold_only(
+    trained: Path, with_thresholds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = picture(tmp_path / "a.jpg", 64, 48), tmp_path / "out"
+    for checkpoint, options, said in (
+        (trained, [], "no areas, for this checkpoint has no threshold ξ"),
+        (trained, ["--threshold=0"], "areas where the CAM reaches 0, --threshold"),
+        (with_thresholds, [], "areas where the CAM reaches 0.4, the checkpoint's ξ"),
+    ):
+        predict.main([str(checkpoint), str(source), "-o", str(output), "--what=cam", "--labels=cat", *options])
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert "CAM of cat" in printed
+        assert ("%" in printed) == (not said.startswith("no areas"))
+        areas = json.loads((output / "scores.json").read_text())["images"]["a"]["areas"]
+        assert (areas is None) == said.startswith("no areas")
+
+
+def test_no_class_and_so_no_cam_is_explained(
+    with_thresholds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "cosa_fast.evaluation.seeing.predicted_labels",
+        lambda logits, images: torch.zeros(images, len(CLASSES), dtype=torch.bool),
+    )
+    source = picture(tmp_path / "a.jpg", 64, 48)
+    arguments = [str(with_thresholds), str(source), "-o", str(tmp_path / "out")]
+    for what, nothing in (("cam", "no class (the classifier's"), ("cpl", "background only (the classifier's")):
+        predict.main([*arguments, f"--what={what}"])
+        out = capsys.readouterr().out
+        assert nothing in out
+        hints = re.findall("^hint: .*", out, re.MULTILINE)
+        assert len(hints) == 1
+        assert re.search(r"1 of 1 images .* the highest score is (\w+), \d+%\. --labels \1 takes its CAM", hints[0])
+    predict.main([*arguments, "--what=cam", "--labels=cat"])
+    assert "hint" not in capsys.readouterr().out
 
 
 def test_a_split_whose_classes_differ_is_refused(trained: Path, voc: Path, tmp_path: Path) -> None:

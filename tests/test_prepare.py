@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cosa_fast.cli import run_cli
 from cosa_fast.data_pipeline.datasets.synthetic import generate
@@ -99,9 +100,25 @@ def test_all_bad_images_are_reported_at_once(root: Path, lines_of: Callable[...,
 def test_bad_masks_are_bad_only_where_masks_are_the_source(root: Path, tmp_path: Path) -> None:
     (root / "SegmentationClass/train_00004.png").write_bytes(b"nothing")
     np.save(root / "cls_labels_onehot.npy", {f"train_{k:05d}": np.ones(5) for k in range(10)}, allow_pickle=True)
-    with pytest.raises(UserError, match="1 of 10 images are bad"):
+    with pytest.raises(UserError, match=r"train_00004\.png: not an image"):
         run(root, "--from", "masks", "-o", str(tmp_path / "x.json"))
     assert run(root, "-o", str(tmp_path / "x.json")) == 0
+
+
+def test_masks_that_cannot_be_used_are_one_line(root: Path, lines_of: Callable[..., list[str]]) -> None:
+    """As training says it; the images are blameless."""
+    for path in (root / "SegmentationClass").glob("*.png"):
+        with Image.open(path) as mask:
+            mask.convert("L").save(path.with_suffix(".jpg"))
+        path.unlink()
+    (line,) = lines_of("--split", "train", "--workers", "0")
+    assert "train_00000.jpg: JPEG changes the values of a mask; save masks as PNG (10 of 10 masks" in line
+
+
+def test_a_root_that_is_not_there_is_the_option_s(root: Path) -> None:
+    for format in ("voc", "coco", "folder"):
+        with pytest.raises(UserError, match=r"^--root .*/ste: no such folder \(did you mean '.*/set'\?\); give"):
+            main(["--format", format, "--root", str(root.with_name("ste")), "--split", "train"])
 
 
 def test_a_given_file_is_converted(root: Path, tmp_path: Path) -> None:
@@ -121,7 +138,7 @@ def test_nothing_to_take_labels_from_is_said(root: Path) -> None:
         run(root)
     with pytest.raises(UserError, match="cls_labels_onehot"):
         run(root, "--from", "npy")
-    with pytest.raises(UserError, match="10 of 10 images are bad"):
+    with pytest.raises(UserError, match=r"no masks; add them .*10 of 10 masks cannot be used"):
         run(root, "--from", "masks")
 
 

@@ -87,7 +87,8 @@ def more(folder: Path, dry: bool) -> list[Part]:
 
     return [
         own("profile", 45, *(["voc.yaml", *TINY] if dry else ["voc.yaml"])),
-        throughput("attention", 90, 65, *voc, "--providers", "attention", "--batch-sizes", full),
+        # Kernels compare as well between uncompiled blocks, and each compilation would cost as much as its figure.
+        throughput("attention", 90, 65, *voc, "run.compile=off", "--attention", "--batch-sizes", full),
         own("evaluation", 60),
         throughput("large", 45, 25, *voc, "--providers", "ours", "--batch-sizes", large),
         throughput("backbones", 80, 50, *voc, "--providers", "ours", "--batch-sizes", full, *backbones),

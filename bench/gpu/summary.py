@@ -116,7 +116,7 @@ def against(results: Row) -> list[Row]:
 
 
 def _pairs(results: Row) -> Iterator[tuple[str, str, float, float, str]]:
-    steps = _results(results, "steps") + _results(results, "attention") + _results(results, "large")
+    steps = _results(results, "steps") + _results(results, "large")
     predicted = json.loads(STEPS.read_text(encoding="utf-8")) if STEPS.is_file() else {"rows": []}
     gpu = _gpu_of(results)
     memory = read_json(MEMORY)

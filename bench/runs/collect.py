@@ -5,14 +5,13 @@ Per run: the last evaluation, the manifest, the configuration, the time spent in
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from bench.arguments import result_file
 from bench.runs.reading import read_run
 from bench.tables import TERMS
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.files import write_json
 
 CURVE = (*TERMS, "foreground_share")
@@ -38,7 +37,7 @@ def collect(path: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.runs.collect", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python -m bench.runs.collect", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=result_file, required=True)
     arguments = parser.parse_args(argv)

@@ -7,7 +7,6 @@ the last evaluations.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections import defaultdict
 from itertools import combinations
@@ -17,7 +16,7 @@ from typing import Any
 from bench.arguments import require_positive, result_file
 from bench.runs.reading import read_run
 from bench.tables import TERMS
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_json
 
@@ -74,7 +73,7 @@ def compare(runs: dict[tuple[str, str], tuple[Curve, dict[str, Any]]]) -> dict[s
 
 def main(argv: list[str] | None = None) -> int:
     """Compare and write the file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.runs.curves", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python -m bench.runs.curves", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="SET_PIPELINE_SEED")
     parser.add_argument("--window", type=int, default=20, help="iterations of a mean")
     parser.add_argument("-o", "--output", type=result_file, required=True)

@@ -162,7 +162,7 @@ def _measure(
     }
     stream = evaluation_stream(dataset, chosen, 1, data.mean, data.std, torch.device("cpu"), BY_PIL)
     with inference(networks.an):
-        for _, images, (truth,) in stream:
+        for _, images, (truth,), _ in stream:
             outputs = forward_scales(networks.an, images, teacher.scales, flip=teacher.flip, seg_scales=())
             own = [of_image(outputs, 0, 1)[scale] for scale in teacher.scales]
             present = classes_in(truth)
@@ -170,7 +170,7 @@ def _measure(
                 cams: list[Tensor] = [getattr(output, name) for output in own]
                 _, _, height, width = cams[0].shape
                 for place, size in (("token", (height, width)), ("pixel", (truth.shape[0], truth.shape[1]))):
-                    confidence, category = strongest(normalised_cams(cams, present, size), present)
+                    confidence, category = strongest(normalised_cams(cams, present[None], size)[0], present)
                     for power in (1, 2):
                         counts[name][f"{place}_{power}"] += torch.histc(confidence ** (1 / power), BINS, 0, 1)
                 sweeps[name].update(confidence, category, truth)

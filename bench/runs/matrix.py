@@ -109,8 +109,10 @@ def _find(name: str, beside: Path | None = None) -> Path:
     for candidate in (Path(name), *([beside / name] if beside else []), SHIPPED / name):
         if candidate.is_file():
             return candidate
-    shipped = ", ".join(sorted(file.name for file in SHIPPED.glob("*.yaml")))
-    raise UserError(f"ablations {name}: no such file, nor one of the shipped ones ({shipped})")
+    shipped = sorted(file.name for file in SHIPPED.glob("*.yaml"))
+    raise UserError(
+        f"ablations {name}: no such file{hint(name, shipped)}, nor one of the shipped ones ({', '.join(shipped)})"
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,6 @@ rounding and then by chance; the means of windows tell whether the curves are th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from bench.arguments import result_file
 from bench.tables import TERMS, aligned
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
@@ -109,7 +108,7 @@ def print_tables(phases: dict[str, dict[str, Any]], evaluation: dict[str, dict[s
 
 def main(argv: list[str] | None = None) -> int:
     """Train twice and compare; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.runs.precision", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python -m bench.runs.precision", description=__doc__.splitlines()[0])
     parser.add_argument("config", nargs="?", default="voc.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--window", type=int, default=20, help="iterations of a mean")

@@ -6,7 +6,6 @@ libraries usually do; docs/performance.md has the reasoning. Written before any 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from bench.operators.cases import OPERATORS
 from bench.operators.limits import Limits
 from bench.operators.scene import VOC, Size
 from bench.tables import aligned
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.files import write_json
 
 CROP, PATCH, SCALES = 448, 16, (1.0, 0.5, 1.5)
@@ -170,7 +169,7 @@ def predict(vit: Vit, images: int, gpu: Gpu) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.steps.prediction", description=__doc__.splitlines()[0])
+    parser = CommandLine(prog="python -m bench.steps.prediction", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=result_file, help="JSON")
     out = parser.parse_args(argv).out
     rows = [predict(vit, images, gpu) for gpu in GPUS for vit in VITS for images in (4, 16)]

@@ -4,8 +4,9 @@ batches that they are fed."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, get_args
 
 import torch
 
@@ -13,7 +14,7 @@ from bench.operators.scene import COCO, DEMO, VOC
 from bench.steps.baseline import Baseline, BaselineLosses
 from bench.timing import wait_for
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
-from cosa_fast.config.schema import Config
+from cosa_fast.config.schema import Attention, Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.engine.base import EngineBase
@@ -35,7 +36,7 @@ ABLATIONS = {
     **ON_CPU,
     "ours, varlen attention": ["teacher.attention=varlen"],
 }
-PACKED = ("packed", "varlen", "xformers")
+KINDS = tuple(kind for kind in get_args(Attention) if kind != "auto")
 BACKBONES = {
     "ViT-S/16": "vit_small_patch16_224",
     "ViT-B/16": "vit_base_patch16_224",
@@ -80,17 +81,13 @@ def changed(config: Config, overrides: list[str]) -> Config:
 def providers(config: Config, num_classes: int, device: torch.device, chosen: str) -> dict[str, Callable[[], Step]]:
     """Makers of steps by name, the most wanted first; `chosen`: "all", "main" (no ablation), "ablations" (without the
     fp32 baseline), "ours", "quick" (ours, on a GPU also without compiled blocks, which is timed first as it does not
-    wait for a compiler), "baseline" or "attention" (AN's kinds of it).
+    wait for a compiler) or "baseline".
 
     UserError where the baseline does not know what is configured.
     """
 
     def ours(overrides: list[str]) -> Callable[[], Step]:
-        def make() -> Step:
-            own = changed(config, overrides)
-            return OurStep((Engine if own.run.engine == "plain" else FusedEngine)(own, num_classes, device))
-
-        return make
+        return partial(our_step, config, overrides, num_classes, device)
 
     def baseline(fast: bool) -> Callable[[], Step]:
         return lambda: Baseline(config, num_classes, device, bf16=fast, compiled=fast).step
@@ -101,8 +98,6 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
     if chosen == "quick":
         eager = "ours, eager blocks"
         return {eager: ours(ABLATIONS[eager]), **found} if device.type == "cuda" else found
-    if chosen == "attention":
-        return found | {f"ours, {kind} attention": ours([f"teacher.attention={kind}"]) for kind in PACKED}
     _require_same_steps(config)
     if chosen == "baseline":
         return {"baseline": baseline(False)}
@@ -114,6 +109,26 @@ def providers(config: Config, num_classes: int, device: torch.device, chosen: st
         if device.type == "cuda":
             found["baseline, bf16 + compile"] = baseline(True)
     return found
+
+
+def our_step(config: Config, overrides: list[str], num_classes: int, device: torch.device) -> Step:
+    """The step of our engine for a configuration with overrides."""
+    own = changed(config, overrides)
+    return OurStep((Engine if own.run.engine == "plain" else FusedEngine)(own, num_classes, device))
+
+
+def attention_providers(
+    config: Config, num_classes: int, device: torch.device, kinds: Sequence[str]
+) -> dict[str, Callable[[], Step]]:
+    """Makers of steps: ours as configured, and with one network attending by each of these kernels; AN first, which
+    attends most. (ON sees one size, so that "packed" is "sdpa" to it.)"""
+    makers: dict[str, Callable[[], Step]] = {"ours": partial(our_step, config, [], num_classes, device)}
+    for section, network in (("teacher", "AN"), ("model", "ON")):
+        for kind in kinds:
+            if (network, kind) != ("ON", "packed"):
+                overrides = [f"{section}.attention={kind}"]
+                makers[f"{network} by {kind}"] = partial(our_step, config, overrides, num_classes, device)
+    return makers
 
 
 def _require_same_steps(config: Config) -> None:

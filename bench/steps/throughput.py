@@ -15,7 +15,17 @@ import torch
 from bench.steps.comparison import Plan, Windows, attempt, compare, matrix_rate, release
 from bench.steps.loss_path import baseline_losses, fused_losses
 from bench.steps.phases import phase_times
-from bench.steps.providers import Feed, OneBatch, RealBatches, Step, changed, class_count, providers, synthetic_batch
+from bench.steps.providers import (
+    Feed,
+    OneBatch,
+    RealBatches,
+    Step,
+    attention_providers,
+    changed,
+    class_count,
+    providers,
+    synthetic_batch,
+)
 from bench.tables import number, print_providers, save_bars
 from bench.timing import Run, captured, extra_memory
 from cosa_fast.config.parsing import load_config
@@ -38,13 +48,14 @@ ENERGY_NOTE = (
 @dataclass(frozen=True)
 class Options:
     """What is compared, and how: whole steps or the losses alone, on generated or real batches, with which providers
-    (see `providers`); `windows` windows of `steps` steps; no provider starts after `deadline` (time.monotonic).
-    `classes`: of generated batches."""
+    (see `providers`) or, with `attention`, by which kernels for it (see `attention_providers`); `windows` windows of
+    `steps` steps; no provider starts after `deadline` (time.monotonic). `classes`: of generated batches."""
 
     losses_only: bool
     real_data: bool
     classes: int | None
     providers: str
+    attention: tuple[str, ...] | None
     windows: int
     steps: int
     deadline: float
@@ -158,7 +169,11 @@ class WholeSteps(_Case):
         self._flops = _flops(self.config, self._classes)
         self._rate = rate
         self._phases: dict[str, float] | None = None
-        self.makers = providers(self.config, self._classes, device, options.providers)
+        shared = (self.config, self._classes, device)
+        if options.attention is None:
+            self.makers = providers(*shared, options.providers)
+        else:
+            self.makers = attention_providers(*shared, options.attention)
 
     @property
     def steps(self) -> int:

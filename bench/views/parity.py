@@ -20,7 +20,7 @@ from nvidia.dali import pipeline_def
 from PIL import Image
 
 from bench.arguments import require_positive, result_file
-from cosa_fast.cli import run_cli
+from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.dali.feed import File
 from cosa_fast.data_pipeline.dali.pipeline import DaliPipeline
@@ -141,7 +141,7 @@ def measure(dataset: ImageDataset | None, images: int, device: torch.device) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Compare and print a line for each row; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m bench.views.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", nargs="*", help="FORMAT ROOT SPLIT")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from cosa_fast.config.reading import DEEPEST, LONGEST_TEXT, check_plain, load_yaml, shown
 from cosa_fast.config.schema import Config, check_combinations
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_text
+from cosa_fast.files import nearest, read_text
 
 CONFIG_DIRECTORY = Path(__file__).parents[1] / "configs"
 LONGEST_NAME = 4096  # of a path, on Linux
@@ -62,8 +62,15 @@ def find_config(path: Path, beside: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    shipped = ", ".join(sorted(file.name for file in CONFIG_DIRECTORY.glob("*.yaml")))
-    raise UserError(f"configuration {shown(str(path))[1:-1]}: no such file, nor one of the shipped ones ({shipped})")
+    shipped = sorted(file.name for file in CONFIG_DIRECTORY.glob("*.yaml"))
+    if "=" in path.name:
+        what = "is a setting; the configuration comes before it, one of the shipped ones"
+    elif path.is_dir():
+        what = f"is a folder; images of your own are trained on with folder.yaml data.root={path}; shipped are"
+    else:
+        near = hint(path.name, shipped) if path.parent == Path() else ""
+        what = f"no such file{near or nearest(path)}, nor one of the shipped ones"
+    raise UserError(f"configuration {shown(str(path))[1:-1]}: {what} ({', '.join(shipped)})")
 
 
 def _read_with_base(source: Path, visited: tuple[Path, ...] = ()) -> dict[str, Any]:

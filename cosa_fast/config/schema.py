@@ -12,6 +12,9 @@ from typing import Any, Literal
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
 
+# Kernels for attention: network/attention_backends.py.
+Attention = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "packed", "varlen", "xformers"]
+
 
 def bounded(default: Any, *, low: float, high: float) -> Any:
     """A dataclass field whose number (or every number of whose tuple) must lie in [low, high]. Every number has both
@@ -51,7 +54,8 @@ class ModelConfig:
     """The network. `architecture`: CoSA's own, or a standalone one of segmentation_models_pytorch that learns from
     pseudo-labels (CoSA-MS); of the other settings that one has `backbone`, the name of its encoder, `weights` and
     `arguments`. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
-    counted from the end (None: no auxiliary head). `position_resampling`: how a ViT's positions are interpolated to
+    counted from the end (None: no auxiliary head). `attention`: the kernel by which ON attends in training (auto: by
+    the device, docs/performance.md). `position_resampling`: how a ViT's positions are interpolated to
     another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
     LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set.
     `head_start`: how heads begin, with logits near 0 (small), or as torch's layers do and the release's with them
@@ -63,6 +67,7 @@ class ModelConfig:
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
     aux_layer: int | None = bounded(-3, low=-1000, high=-1)
+    attention: Attention = "auto"
     position_resampling: Literal["antialiased", "plain"] = "antialiased"
     decoder: Literal["largefov", "aspp"] = "largefov"
     decoder_width: int = bounded(512, low=1, high=65536)
@@ -81,14 +86,14 @@ class ModelConfig:
 class TeacherConfig:
     """The assignment network (AN): its multi-scale forward, and the momentum m of its moving average (0: AN = ON).
 
-    `aux_scales`: M†' of all scales, or of the last one alone, as in the release. `attention`: "sdpa" runs a ViT once
-    per scale; the others run all scales in one pass and differ in the kernel that keeps attention within each image
-    (network/attention.py)."""
+    `aux_scales`: M†' of all scales, or of the last one alone, as in the release. `attention`: the kernel by which AN
+    attends in training, as model.attention for ON; "packed", "varlen" and "xformers" run all scales of a ViT in one
+    pass."""
 
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5), low=0.1, high=8.0)
     flip: bool = True
     aux_scales: Literal["all", "last"] = "all"
-    attention: Literal["sdpa", "packed", "varlen", "xformers"] = "sdpa"
+    attention: Attention = "auto"
     momentum: float = bounded(0.9994, low=0.0, high=1.0)
 
 
@@ -168,11 +173,13 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation. `every`: iterations between evaluations (one always follows the last). `classes`: names that enter
-    the mean besides background (None: all). `coexistence`: names of C-mIoU. `limit`: so many images in an evaluation,
-    evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once. `protocol`:
-    images at their own size, or squashed to the training crop as in the release (evaluation/protocol.py). `select`: the
-    figure of the segmentation by which best.pt is chosen: AN's label-free one, or the better label-aware one of ON and
-    AN, as in the release; none: the last evaluation's state is the best."""
+    the mean besides background (None: all). `coexistence`: names of C-mIoU. `networks`: those evaluated as a run goes
+    on (teacher: AN alone, where `select` does not compare both); at its end both are. `limit`: so many images in an
+    evaluation, evenly spread over the set (None: all). `batch_size`: images of one size that are forwarded at once,
+    fewer of very large ones (None: 16 on a GPU, 1 on a CPU). `protocol`: images at their own size, or squashed to the
+    training crop as in the release (evaluation/protocol.py). `select`: the figure of the segmentation by which best.pt
+    is chosen: AN's label-free one, or the better label-aware one of ON and AN, as in the release; none: the last
+    evaluation's state is the best."""
 
     every: int = bounded(2000, low=1, high=10**9)
     scales: tuple[float, ...] = bounded((1.0, 0.5, 1.5, 0.75, 1.25), low=0.1, high=8.0)
@@ -182,8 +189,9 @@ class EvalConfig:
     classes: tuple[str, ...] | None = None
     coexistence: tuple[str, ...] = ()
     cam_step: float = bounded(0.05, low=0.005, high=0.5)
+    networks: Literal["both", "teacher"] = "both"
     limit: int | None = bounded(None, low=1, high=10**9)
-    batch_size: int = bounded(1, low=1, high=65536)
+    batch_size: int | None = bounded(None, low=1, high=65536)
 
 
 @dataclass(frozen=True)

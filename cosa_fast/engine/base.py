@@ -26,6 +26,7 @@ from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.method.assignment import Assignment, AssignmentNetwork
 from cosa_fast.method.objective import Objective
 from cosa_fast.method.threshold import DynamicThreshold, FixedThreshold, build_thresholds
+from cosa_fast.network.attention_choice import check_attention, choose_attention
 from cosa_fast.network.build import SegmentationNetwork, build_model
 from cosa_fast.network.model import CoSANet
 
@@ -66,7 +67,7 @@ class TrainingEngine(ABC):
     standalone one is alone, in AN's place. `thresholds`: ξ and ξ†, where there are any. `iteration` counts the finished
     steps and alone decides learning rate, phase, and (outside) the position in the data. `phase`: called with each of
     PHASES as the step comes to it; a benchmark puts its clock there. `replayed_peak`: bytes that a captured step used.
-    `not_captured`: why steps that were to be captured are not (None: they are, or were not to be).
+    `not_captured`: why a GPU's steps are not captured in a CUDA graph (None: they are, or on a CPU).
     """
 
     learner: SegmentationNetwork
@@ -87,6 +88,11 @@ class TrainingEngine(ABC):
         self.replayed_peak = 0
         self.not_captured: str | None = None
         self.phase: Callable[[str], AbstractContextManager[Any]] = mark_phase
+
+    @property
+    def attentions(self) -> tuple[str | None, str | None]:
+        """The kernels by which ON and AN attend; None for a network without attention, or with one of its own."""
+        return None, None
 
     @property
     @abstractmethod
@@ -146,6 +152,16 @@ class EngineBase(TrainingEngine):
         self.masters = {"on": self.on.master, "an": self.an.master}
         self.thresholds = build_thresholds(config.threshold, device, working.run.backend, ranks)
         self.objective = Objective(working, ranks)
+
+    def choose_attentions(self) -> None:
+        """Let both networks attend as configured, once their `compute` is what it will be. UserError where they
+        cannot."""
+        choose_attention("model.attention", self.config.model.attention, self.on.compute.encoder, learns=True)
+        choose_attention("teacher.attention", self.config.teacher.attention, self.an.compute.encoder, learns=False)
+
+    @property
+    def attentions(self) -> tuple[str | None, str | None]:
+        return self.on.compute.encoder.attention, self.an.compute.encoder.attention
 
     @property
     def cotraining(self) -> bool:
@@ -257,3 +273,9 @@ def check_backend(backend: str, device: torch.device) -> None:
         use_triton(backend, torch.empty(0, device=device))
     except ValueError as error:
         raise UserError(f"run.backend = {backend} on {device.type}: {error}; use run.backend=auto") from error
+
+
+def check_attentions(config: Config, device: torch.device, dtype: torch.dtype) -> None:
+    """UserError, before weights are read, for kernels that cannot run on this device in this type."""
+    check_attention("model.attention", config.model.attention, device, dtype)
+    check_attention("teacher.attention", config.teacher.attention, device, dtype)

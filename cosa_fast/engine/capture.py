@@ -27,11 +27,24 @@ class NotCaptured(Exception):
 
 
 def captures(config: Config, device: torch.device) -> bool:
-    """Whether steps are to be captured. Not with what needs the host in a step: the oracles of the guidance ablation,
-    plain kernels, and recomputed blocks (they save the state of the random generators, which a capture forbids)."""
-    possible = config.loss.guidance == "teacher" and config.run.backend != "reference" and HAS_TRITON
-    possible = possible and not config.model.checkpoint_blocks
-    return config.run.capture == "auto" and device.type == "cuda" and possible
+    """Whether steps are to be captured."""
+    return device.type == "cuda" and left_out(config, device) is None
+
+
+def left_out(config: Config, device: torch.device) -> str | None:
+    """Why a GPU's steps are not to be captured: a setting, or what needs the host in a step: the oracles of the
+    guidance ablation, plain kernels, and recomputed blocks (they save the state of the random generators, which a
+    capture forbids). None where they are, and on a CPU, which has no graphs."""
+    if device.type != "cuda":
+        return None
+    reasons = {
+        "run.capture=off": config.run.capture == "off",
+        f"loss.guidance={config.loss.guidance}": config.loss.guidance != "teacher",
+        "run.backend=reference": config.run.backend == "reference",
+        "Triton is not installed": not HAS_TRITON,
+        "model.checkpoint_blocks=true": config.model.checkpoint_blocks,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 class CapturedStep:

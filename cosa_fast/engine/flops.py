@@ -58,10 +58,13 @@ def _assign(network: CoSANet, images: Tensor, config: Config) -> None:
 
 
 def without_data(network: Network) -> Network:
-    """A float32 copy whose parameters and buffers have shapes only."""
+    """A float32 copy whose parameters and buffers have shapes only, and that attends by no kernel of a device."""
     tensors: dict[int, Tensor] = {id(b): _shape_of(b) for b in network.buffers()}
     tensors |= {id(p): nn.Parameter(_shape_of(p), p.requires_grad) for p in network.parameters()}
-    return copy.deepcopy(network, tensors)
+    copied = copy.deepcopy(network, tensors)
+    if isinstance(copied, CoSANet):
+        copied.encoder.attend("sdpa")
+    return copied
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

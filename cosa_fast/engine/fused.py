@@ -17,12 +17,11 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks, release_before_end
-from cosa_fast.engine.base import EngineBase, NonFiniteLoss
-from cosa_fast.engine.capture import CapturedStep, NotCaptured, captures
+from cosa_fast.engine.base import EngineBase, NonFiniteLoss, check_attentions
+from cosa_fast.engine.capture import CapturedStep, NotCaptured, captures, left_out
 from cosa_fast.engine.compiling import compile_blocks, compiles
 from cosa_fast.engine.flat import FlatNetworks
 from cosa_fast.engine.optim import learning_rate
-from cosa_fast.network.attention import check_attention
 from cosa_fast.network.model import CoSANet
 
 TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc", "energy", "loss", "gradient")
@@ -42,10 +41,11 @@ class FusedEngine(EngineBase):
         network: CoSANet | None = None,
     ) -> None:
         dtype = compute_type(config.run.precision, device)
-        check_attention(config.teacher.attention, device, dtype)
+        check_attentions(config, device, dtype)
         super().__init__(config, num_classes, device, ranks, network)
         self.networks = FlatNetworks(self.on.master, self.an.master, config, dtype)
         self.on.compute, self.an.compute = self.networks.compute
+        self.choose_attentions()
         self._compiled = compiles(self.working, device)
         if self._compiled:
             # ON sees one size, AN one at each scale, or all of them packed.
@@ -55,7 +55,7 @@ class FusedEngine(EngineBase):
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._finite = torch.ones(len(TERMS), dtype=torch.bool, device=device)
-        self._captures = captures(self.working, device)
+        self._captures, self.not_captured = captures(self.working, device), left_out(self.working, device)
         self._captured: CapturedStep | None = None
         self._side: torch.cuda.Stream | None = None
         release_before_end(self)

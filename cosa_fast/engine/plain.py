@@ -8,9 +8,8 @@ from torch import Tensor
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.distributed import ALONE, Ranks
-from cosa_fast.engine.base import EngineBase, NonFiniteLoss
+from cosa_fast.engine.base import EngineBase, NonFiniteLoss, check_attentions
 from cosa_fast.engine.optim import build_optimizer, load_optimizer_state, set_learning_rate
-from cosa_fast.network.attention import check_attention
 from cosa_fast.network.model import CoSANet
 
 
@@ -25,8 +24,11 @@ class Engine(EngineBase):
         ranks: Ranks = ALONE,
         network: CoSANet | None = None,
     ) -> None:
-        check_attention(config.teacher.attention, device, torch.float32)
+        check_attentions(config, device, torch.float32)
         super().__init__(config, num_classes, device, ranks, network)
+        self.choose_attentions()
+        if device.type == "cuda":
+            self.not_captured = "run.engine=plain"
         self.optimizer = build_optimizer(self.on.master, config.optim)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,10 @@
 """What a network is worth, and what it says of an image.
 
-evaluator: a network over a set: mIoU of segmentation, CAM, CAM†, ensemble
+evaluator: networks over a set: mIoU of segmentation, CAM, CAM†, ensemble
+counting: everything that is counted over a set with masks
+part: images of one size that are counted together, and what a network says of them
+gathering: figures that stay where they are computed until the end: histograms, rows per image
+image_labels: the classifier's scores of whole images beside their true labels
 label_only: what can be known without masks: image AP, agreement of CAM and segmentation
 protocol: how images are shown and maps come back: at their own size, or squashed as the official release does
 result: the figures of an evaluation, and their table

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.data_pipeline.evaluation_stream import Loading, evaluation_stream
+from cosa_fast.data_pipeline.evaluation_stream import Loading, Shown, evaluation_stream
 from cosa_fast.data_pipeline.views.pixels import denormalise_pixels
 from cosa_fast.device import compute_type
 from cosa_fast.evaluation.cleaning import Cleaner
@@ -127,15 +127,12 @@ def score_crf(
 
 
 def _segmented(
-    network: SegmentationNetwork,
-    stream: Iterator[tuple[list[int], Tensor, Tensor]],
-    config: Config,
-    device: torch.device,
+    network: SegmentationNetwork, stream: Iterator[Shown], config: Config, device: torch.device
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor]]:
     """((mask, label-free segmentation) on the CPU, probabilities, image as uint8) of each image."""
     scales, flip = config.eval.scales, config.eval.flip
     dtype = compute_type(config.run.precision, device)
-    for _, images, truths in stream:
+    for _, images, truths, _ in stream:
         outputs = forward_scales(network, images, scales, flip=flip, seg_scales=scales, dtype=dtype)
         pixels = denormalise_pixels(images, config.data.mean, config.data.std)
         for number, truth in enumerate(truths):

@@ -9,7 +9,7 @@ import safetensors.torch
 
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.network.build import SegmentationNetwork, build_network
 
 # Of the metadata, one text.
@@ -47,8 +47,8 @@ def write_export(
 
 
 def read_export(path: Path) -> Exported | None:
-    """What `write_export` wrote, on the CPU; None for a .safetensors file of another program. UserError for one that is
-    damaged or of another version."""
+    """What `write_export` wrote, on the CPU; None for a .safetensors file of another program, or one that cannot be
+    read at all. UserError for one that is damaged or of another version."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -64,10 +64,12 @@ def read_export(path: Path) -> Exported | None:
         network.load_state_dict(state)
         xi, xi_aux = (None if value is None else float(value) for value in about["thresholds"])
         return Exported(config, classes, network, (xi, xi_aux), int(about["iteration"]))
+    except safetensors.SafetensorError:
+        return None
     except UserError:
         raise
     except Exception as error:  # what comes out of a file can be anything
-        raise UserError(f"{path}: damaged, or no export of this version ({first_line(error, 120)})") from error
+        raise UserError(f"{path}: damaged, or no export of this version ({one_line(error, 200)})") from error
 
 
 def _public(config: Config) -> dict[str, Any]:

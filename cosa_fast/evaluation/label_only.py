@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from cosa_fast.evaluation.metrics import ConfusionMatrix, average_precision, mean_iou
-from cosa_fast.evaluation.observed import Observed
+from cosa_fast.evaluation.gathering import Counted
+from cosa_fast.evaluation.image_labels import ImageLabels
+from cosa_fast.evaluation.metrics import ConfusionMatrix, mean_iou
+from cosa_fast.evaluation.observed import Observed, Observer
+from cosa_fast.evaluation.part import Seen
+from cosa_fast.evaluation.protocol import Protocol
 from cosa_fast.evaluation.result import extent, shortened
 
 # Before there is a ξ, the CAM's pseudo-label is cut at this one.
@@ -49,27 +52,19 @@ class LabelResult:
     def summary(self) -> dict[str, float]:
         """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
         CPL; foreground_share_seg and foreground_share_cam in [0, 1]; cam_threshold. Nothing that needs a mask."""
-        figures = {
-            "image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean()),
-            "foreground_share_seg": self.foreground_seg,
-        }
-        if not self.has_cams:
-            return figures
-        return {
-            **figures,
-            "seg_cam_agreement": float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64))),
-            "foreground_share_cam": self.foreground_cam,
-            "cam_threshold": self.threshold,
-        }
+        figures = {"image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean())}
+        if self.has_cams:
+            figures["seg_cam_agreement"] = float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64)))
+        figures["foreground_share_seg"] = self.foreground_seg
+        if self.has_cams:
+            figures |= {"foreground_share_cam": self.foreground_cam, "cam_threshold": self.threshold}
+        return figures
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}."""
-        rows = zip(self.classes, self.counts, self.image_ap, self.agreement[1:], strict=True)
-        found: dict[str, dict[str, float]] = {name: {"images": n, "image_ap": ap} for name, n, ap, _ in rows}
-        if self.has_cams:
-            for name, iou in zip(self.classes, self.agreement[1:], strict=True):
-                found[name]["seg_cam_agreement"] = iou
-        return found
+        columns = {"images": self.counts, "image_ap": self.image_ap}
+        columns |= {"seg_cam_agreement": self.agreement[1:]} if self.has_cams else {}
+        return {name: {key: each[row] for key, each in columns.items()} for row, name in enumerate(self.classes)}
 
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
@@ -103,51 +98,58 @@ class LabelResult:
 class LabelCounts:
     """What is gathered over the set: a score per image and class, and one confusion matrix [CPL, segmentation].
 
-    images: how many there are on all ranks together. has_cams: whether the network has any; else the CPL is empty.
+    images: the indices in the set of those on all ranks together.
     """
 
     def __init__(
         self,
         classes: Sequence[str],
-        images: int,
+        protocol: Protocol,
         threshold: float | None,
+        images: Sequence[int],
         device: torch.device,
-        *,
-        has_cams: bool = True,
     ) -> None:
-        self._has_cams = has_cams
+        self._protocol = protocol
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         self._classes = tuple(classes)
-        self._scores = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
-        self._present = torch.zeros(images, len(classes), dtype=torch.float64, device=device)
-        self.agreement = ConfusionMatrix(len(classes) + 1, device)
+        self._images = len(images)
+        self._labels = ImageLabels(len(images), len(classes), device)
+        self._agreement = ConfusionMatrix(len(classes) + 1, device)
+        self._observer = Observer(images, device)
 
-    def add_labels(self, position: int, logits: Sequence[Tensor], present: Tensor) -> None:
-        """The image at `position` of those evaluated. logits: one (1 or 2, C) per scale; present: (P,) in 0..C-1."""
-        self._scores[position] = torch.cat(list(logits)).double().mean(0)
-        self._present[position, present] = 1
+    def add(self, seen: Seen, scales: Sequence[float], flip: bool) -> None:
+        """Some images. scales, flip: of the segmentation."""
+        protocol, part, counts = self._protocol, seen.part, []
+        label = torch.zeros_like(part.truth)  # nothing but background, without a CAM
+        if protocol.cam_scales:
+            cams = {"cam": seen.cams(protocol)["cam"]}
+            confidence, category = seen.strongest(cams, part.slots, protocol)["cam"]
+            label = (category * (confidence >= self.threshold)).to(part.truth.dtype)
+            self._observer.add_map("cam", confidence, category, part.truth)
+        for rows, logits in protocol.logits(seen.segmentations(scales, flip), len(seen), seen.size):
+            counts.append(self._agreement.add(logits.max(1).indices, label[:, rows]))
+        self._observer.add_quality(part.positions, torch.stack(counts).sum(0))
+        self._labels.add(part.positions, seen.logits(protocol), part.labels)
 
-    def add_pixels(self, confidence: Tensor, category: Tensor, segmentation: Tensor) -> None:
-        """confidence, category, segmentation: (H, W), category and segmentation in 0..C."""
-        self.agreement.update(segmentation, category * (confidence >= self.threshold))
-
-    def tensors(self) -> list[Tensor]:
-        """All that is counted, to be summed over ranks."""
-        return [self._scores, self._present, self.agreement.counts]
+    def counted(self) -> list[Counted]:
+        """All that is counted, after the last image."""
+        return [*self._labels.counted(), self._agreement, *self._observer.counted()]
 
     def result(self) -> LabelResult:
-        counts = self.agreement.counts.double()
-        pixels = counts.sum().clamp(min=1)
+        """After what is `counted` has been summed over the ranks."""
+        counts = self._agreement.counts.double()
+        pixels, has_cams = counts.sum().clamp(min=1), bool(self._protocol.cam_scales)
         return LabelResult(
-            images=len(self._scores),
+            images=self._images,
             classes=self._classes,
-            image_ap=tuple((100 * average_precision(self._scores, self._present > 0)).tolist()),
-            counts=tuple(self._present.sum(0).long().tolist()),
-            agreement=tuple((100 * self.agreement.iou()).tolist()),
+            image_ap=self._labels.average_precision(),
+            counts=tuple(self._labels.images_per_class()),
+            agreement=tuple((100 * self._agreement.iou()).tolist()),
             foreground_seg=float(1 - counts[:, 0].sum() / pixels),
             foreground_cam=float(1 - counts[0].sum() / pixels),
             threshold=self.threshold,
-            has_cams=self._has_cams,
+            has_cams=has_cams,
+            observed=self._observer.observed(self._agreement.counts) if has_cams else None,
         )
 
 

@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cosa_fast.data_pipeline.batch import ignored
+from cosa_fast.evaluation.gathering import tally
 
 
 def iou_from_counts(counts: Tensor) -> Tensor:
@@ -47,13 +49,22 @@ class ConfusionMatrix:
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Add one map or batch. prediction: integer in 0..K-1; truth: the same shape, integer in {0..K-1, 255}.
 
-        ValueError for other values (where the truth is not 255) or shapes.
+        ValueError for other values (where the truth is not 255) or shapes; the host waits to know.
         """
-        prediction, truth = _valid_pixels((prediction, truth), truth)
-        _check_range("prediction", prediction, self.num_classes)
-        _check_range("truth", truth, self.num_classes)
-        index = truth * self.num_classes + prediction
-        self.counts += torch.bincount(index, minlength=self.num_classes**2).view_as(self.counts)
+        _check_shapes(prediction, truth)
+        known = ~ignored(truth)
+        _check_range("prediction", prediction[known], self.num_classes)
+        _check_range("truth", truth[known], self.num_classes)
+        self.add(prediction[None], truth[None])
+
+    def add(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """As `update` for a batch, (N, ...), whose values are known to be right. Returns the counts of each image,
+        (N, K, K) int64."""
+        pairs = self.num_classes**2
+        index = torch.where(ignored(truth), pairs, truth.long() * self.num_classes + prediction)
+        counts = tally(index.flatten(1), pairs + 1)[:, :-1].unflatten(1, self.counts.shape)
+        self.counts += counts.sum(0)
+        return counts
 
     def iou(self) -> Tensor:
         """(K,) float64 in [0, 1]; NaN for a class that occurs neither in the truth nor in the prediction."""
@@ -83,41 +94,65 @@ class BestThreshold(NamedTuple):
 class ThresholdSweep:
     """IoU of the CPL (category where confidence ≥ threshold, else background) at many thresholds, in one pass.
 
-    counts: (3, T + 1, K) int64, per b = the number of grid thresholds ≤ confidence and per class: pixels of that
-    category and truth; of that category; of that truth. An IoU needs no more, and their number grows with K alone.
+    counts: (3, T + 1, K) int64, per b = the number of thresholds ≤ confidence and per class: pixels of that category
+    and truth; of that category; of that truth. An IoU needs no more, and their number grows with K alone.
+    thresholds: the grid. own: one more threshold, which `best` does not choose.
     """
 
-    def __init__(self, num_classes: int, thresholds: Sequence[float], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        thresholds: Sequence[float],
+        device: torch.device | str = "cpu",
+        own: float | None = None,
+    ) -> None:
         if not thresholds or any(low >= high for low, high in itertools.pairwise(thresholds)):
             raise ValueError(f"thresholds must be strictly increasing and not empty, got {list(thresholds)}")
         self.num_classes = num_classes
         self.grid = tuple(thresholds)
-        self.thresholds = torch.tensor(thresholds, dtype=torch.float32, device=device)
-        self.counts = torch.zeros((3, len(thresholds) + 1, num_classes), dtype=torch.int64, device=device)
+        wanted = np.array([*thresholds, *([] if own is None else [own])], np.float32)
+        every, places = np.unique(wanted, return_inverse=True)
+        self._places, self._own = places.tolist()[: len(thresholds)], None if own is None else int(places[-1])
+        self.thresholds = torch.tensor(every.tolist(), dtype=torch.float32, device=device)
+        self.counts = torch.zeros((3, len(every) + 1, num_classes), dtype=torch.int64, device=device)
 
     def update(self, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
         """Add one map or batch, all of one shape.
 
         confidence: float; category: integer in 0..K-1; truth: integer in {0..K-1, 255}.
-        ValueError for other values (where the truth is not 255) or shapes.
+        ValueError for other values (where the truth is not 255) or shapes; the host waits to know.
         """
-        confidence, category, truth = _valid_pixels((confidence, category, truth), truth)
-        _check_range("category", category, self.num_classes)
-        _check_range("truth", truth, self.num_classes)
+        _check_shapes(confidence, category, truth)
+        known = ~ignored(truth)
+        _check_range("category", category[known], self.num_classes)
+        _check_range("truth", truth[known], self.num_classes)
+        self.add(confidence, category, truth)
+
+    def add(self, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
+        """As `update`, for values that are known to be right."""
+        outside, unknown = self.counts[0].numel(), ignored(truth)
         bins = torch.bucketize(confidence.float(), self.thresholds, right=True) * self.num_classes
-        both = (bins + category)[category == truth]
-        for counts, index in zip(self.counts, (both, bins + category, bins + truth), strict=True):
-            counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
+        by_category = torch.where(unknown, outside, bins + category)
+        by_truth = torch.where(unknown, outside, bins + truth.long())
+        both = torch.where(category == truth, by_category, outside)
+        index = torch.stack([each.flatten() for each in (both, by_category, by_truth)])
+        self.counts += tally(index, outside + 1)[:, :-1].view_as(self.counts)
 
     def iou(self) -> Tensor:
-        """(T, K) float64 in [0, 1] at each threshold; NaN for a class that occurs in neither."""
-        below = self.counts.cumsum(1)[:, :-1]
-        hits, predicted, _ = self.counts.sum(1, keepdim=True) - below
-        hits[:, 0] += below[2, :, 0]
-        predicted[:, 0] += below[1].sum(-1)
-        union = predicted + self.counts[2].sum(0) - hits
-        values = hits.double() / union.clamp(min=1)
-        return torch.where(union > 0, values, torch.full_like(values, math.nan))
+        """(T, K) float64 in [0, 1] at each threshold of the grid; NaN for a class that occurs in neither."""
+        return self._iou()[self._places]
+
+    def own_iou(self) -> Tensor:
+        """(K,) at the threshold `own`."""
+        assert self._own is not None
+        return self._iou()[self._own]
+
+    def own_share(self) -> float:
+        """Of all pixels counted, the share in [0, 1] that is foreground at the threshold `own`; NaN where none was
+        counted."""
+        assert self._own is not None
+        total = int(self.counts[1].sum())
+        return int(self.counts[1, self._own + 1 :, 1:].sum()) / total if total else math.nan
 
     def best(self, indices: Sequence[int] | None = None) -> BestThreshold:
         """The grid threshold with the highest mean IoU over `indices` (the lowest such threshold where several tie)."""
@@ -125,6 +160,15 @@ class ThresholdSweep:
         miou = mean_iou(iou, indices)
         best = int(miou.nan_to_num(nan=-1.0).argmax())
         return BestThreshold(float(miou[best]), self.grid[best], iou[best])
+
+    def _iou(self) -> Tensor:
+        below = self.counts.cumsum(1)[:, :-1]
+        hits, predicted, _ = self.counts.sum(1, keepdim=True) - below
+        hits[:, 0] += below[2, :, 0]
+        predicted[:, 0] += below[1].sum(-1)
+        union = predicted + self.counts[2].sum(0) - hits
+        values = hits.double() / union.clamp(min=1)
+        return torch.where(union > 0, values, torch.full_like(values, math.nan))
 
 
 def average_precision(scores: Tensor, present: Tensor) -> Tensor:
@@ -152,15 +196,12 @@ def threshold_grid(step: float) -> list[float]:
     return [round(step * (index + 1), 10) for index in range(count)]
 
 
-def _valid_pixels(maps: tuple[Tensor, ...], truth: Tensor) -> tuple[Tensor, ...]:
-    """The pixels whose truth is not ignored, flattened; integers become int64, so that indices can be multiplied."""
-    if any(each.shape != truth.shape for each in maps):
+def _check_shapes(*maps: Tensor) -> None:
+    if len({each.shape for each in maps}) > 1:
         raise ValueError(f"the maps must share one shape, got {[tuple(each.shape) for each in maps]}")
-    keep = ~ignored(truth)
-    return tuple(each[keep] if each.is_floating_point() else each[keep].long() for each in maps)
 
 
 def _check_range(name: str, values: Tensor, num_classes: int) -> None:
-    """bincount would file an out-of-range class under another pair of classes."""
+    """Another class would be counted as another pair of classes."""
     if values.numel() and (int(values.min()) < 0 or int(values.max()) >= num_classes):
         raise ValueError(f"{name} must lie in 0..{num_classes - 1}, got {int(values.min())}..{int(values.max())}")

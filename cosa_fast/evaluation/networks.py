@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.exported import read_export
 from cosa_fast.evaluation.imported import import_network
+from cosa_fast.files import nearest
 from cosa_fast.network.build import SegmentationNetwork, build_network
 from cosa_fast.network.reading import UnreadableError, read_file
 
@@ -82,12 +83,16 @@ def is_checkpoint(content: Any) -> bool:
 
 
 def _read(path: Path, device: str | torch.device) -> Any:
+    if path.is_dir():
+        files = sorted([*path.glob("*.pt"), *path.glob("checkpoints/*.pt")])
+        advice = f"one of {files[-1].parent}/, for example {files[-1].name}" if files else "a file"
+        raise UserError(f"checkpoint {path}: is a folder; give {advice}")
     if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file; checkpoints are in runs/NAME/checkpoints/")
+        raise UserError(f"checkpoint {path}: no such file{nearest(path)}; checkpoints are in runs/NAME/checkpoints/")
     try:
         return read_file(path, device)
     except UnreadableError as error:
-        raise UserError(f"checkpoint {path}: cannot be read as a checkpoint: {error}; take another file") from error
+        raise UserError(f"checkpoint {path}: cannot be read: {error}; {error.remedy}") from error
 
 
 def _completed(state: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.
         raise
     except Exception as error:  # what came out of the file can be anything
         raise UserError(
-            f"checkpoint {path}: does not fit its own configuration ({first_line(error)}); take another checkpoint"
+            f"checkpoint {path}: does not fit its own configuration ({one_line(error, 200)}); take another checkpoint"
         ) from error
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cosa_fast.data_pipeline.batch import ignored
-from cosa_fast.evaluation.metrics import ConfusionMatrix, iou_from_counts
+from cosa_fast.evaluation.gathering import Counted, PerImage, tally
+from cosa_fast.evaluation.metrics import iou_from_counts
 
 # Of a confidence in [0, 1]. ξ and perplexity follow from the confidence alone, so these bins are kept, not theirs.
 BINS = 256
@@ -47,37 +47,42 @@ class Observed:
         }
 
 
+@dataclass
+class _Confidences:
+    """counts: (BINS, OUTCOMES) int64."""
+
+    counts: Tensor
+
+
 class Observer:
     """Gathers `Observed` while an evaluation goes through its images. images: the indices of all ranks' images."""
 
     def __init__(self, images: Sequence[int], device: torch.device) -> None:
         self._images = tuple(images)
-        self._position = {index: position for position, index in enumerate(images)}
-        self._quality = torch.zeros(len(images), dtype=torch.float64, device=device)
+        self._quality = PerImage(len(images), 1, device)
         self._confidence = {
-            name: torch.zeros(BINS, len(OUTCOMES), dtype=torch.int64, device=device) for name in ("cam", "cam_aux")
+            name: _Confidences(torch.zeros(BINS, len(OUTCOMES), dtype=torch.int64, device=device))
+            for name in ("cam", "cam_aux")
         }
 
-    @contextmanager
-    def image(self, index: int, matrix: ConfusionMatrix) -> Iterator[None]:
-        """Inside, the image of that index is counted into `matrix`."""
-        before = matrix.counts.clone()
-        yield
-        self._quality[self._position[index]] = 100 * iou_from_counts(matrix.counts - before).nanmean()
+    def add_quality(self, positions: Sequence[int], counts: Tensor) -> None:
+        """(N, K, K) confusions of the images at `positions` of those evaluated, one each."""
+        self._quality.add(positions, 100 * iou_from_counts(counts).nanmean(-1, keepdim=True))
 
     def add_map(self, name: str, confidence: Tensor, category: Tensor, truth: Tensor) -> None:
-        """One image's ν and ŷ of a map ("cam", "cam_aux"), and its truth, a mask: (H, W) each."""
-        outcome = torch.full_like(category, OUTCOMES.index("wrong"))
-        outcome[category == truth] = OUTCOMES.index("right")
-        outcome[truth == 0] = OUTCOMES.index("background")
-        outcome[ignored(truth)] = OUTCOMES.index("unknown")
+        """ν and ŷ of a map ("cam", "cam_aux") of some images, and their truths, masks: (N, H, W) each."""
+        right, background, wrong, unknown = map(OUTCOMES.index, ("right", "background", "wrong", "unknown"))
+        outcome = torch.where(category == truth, right, wrong)
+        outcome = torch.where(truth == 0, background, outcome)
+        outcome = torch.where(ignored(truth), unknown, outcome)
         index = (confidence * BINS).long().clamp(0, BINS - 1) * len(OUTCOMES) + outcome
-        counts = self._confidence[name]
-        counts += torch.bincount(index[category > 0], minlength=counts.numel()).view_as(counts)
+        counts = self._confidence[name].counts
+        index = torch.where(category > 0, index, counts.numel())  # of an image without a class
+        counts += tally(index.flatten()[None], counts.numel() + 1)[0, :-1].view_as(counts)
 
-    def tensors(self) -> list[Tensor]:
-        """All that is counted, to be summed over ranks."""
-        return [self._quality, *self._confidence.values()]
+    def counted(self) -> list[Counted]:
+        """All that is counted, after the last image."""
+        return [self._quality.gather(), *self._confidence.values()]
 
     def observed(
         self,
@@ -85,7 +90,7 @@ class Observer:
         thresholds: Sequence[float] = (),
         sweep: dict[str, list[float]] | None = None,
     ) -> Observed:
-        """Everything, after `tensors` have been summed over the ranks."""
-        confidence = {name: counts.cpu() for name, counts in self._confidence.items() if bool(counts.any())}
-        quality = tuple(self._quality.tolist())
-        return Observed(confusion.cpu(), confidence, tuple(thresholds), sweep or {}, self._images, quality)
+        """Everything, after what is `counted` has been summed over the ranks."""
+        confidence = {name: each.counts for name, each in self._confidence.items() if bool(each.counts.any())}
+        quality = tuple(self._quality.counts[:, 0].tolist())
+        return Observed(confusion, confidence, tuple(thresholds), sweep or {}, self._images, quality)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,8 +16,11 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, read_image
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import class_indices
+from cosa_fast.files import nearest
 
 MAX_SIDE = 1024
+# Of what is in folders below one without images.
+_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,13 @@ def file_sources(places: Sequence[Path]) -> list[Source]:
     UserError: no image, a missing place."""
     paths = list({path.absolute(): path for place in places for path in _images(place)}.values())
     if not paths:
-        raise UserError(f"no images in {', '.join(map(str, places))}; wanted: {', '.join(IMAGE_SUFFIXES)}")
-    return [Source(path.stem, path, lambda path=path: read_image(path)) for path in paths]  # type: ignore[misc]
+        below = (path for place in places for path in islice(place.rglob("*"), _LOOKED_AT))
+        found = min(filter(_is_image, below), key=lambda path: (path.suffix == ".png", path), default=None)
+        remedy = f"they end in {', '.join(IMAGE_SUFFIXES)}"
+        if found is not None:  # masks, which are there as well, are .png
+            remedy = f"those in folders below it are taken if these are named, for example {found.parent}"
+        raise UserError(f"no images in {', '.join(map(str, places))}; {remedy}")
+    return [Source(path.stem, path, partial(read_image, path)) for path in paths]
 
 
 def split_sources(dataset: ImageDataset) -> list[Source]:
@@ -44,7 +54,7 @@ def split_sources(dataset: ImageDataset) -> list[Source]:
         Source(
             name,
             dataset.image_path(index),
-            lambda index=index: dataset.image(index),  # type: ignore[misc]
+            partial(dataset.image, index),
             torch.from_numpy(dataset.labels(index)).nonzero()[:, 0] if dataset.has_label(index) else None,
         )
         for index, name in enumerate(dataset.ids)
@@ -83,10 +93,15 @@ def shrunk(image: Image.Image, max_side: int) -> Image.Image:
 
 def _images(place: Path) -> list[Path]:
     if place.is_dir():
-        return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        return sorted(filter(_is_image, place.iterdir()))
     if not place.exists():
-        raise UserError(f"{place}: no such file or folder")
+        raise UserError(f"{place}: no such file or folder{nearest(place)}; give image files, or folders of them")
     return [place]
+
+
+def _is_image(path: Path) -> bool:
+    """Hidden files are none: archives of macOS bring a ._x.jpg for each x.jpg."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
 
 
 def _identity(path: Path) -> tuple[int, int]:

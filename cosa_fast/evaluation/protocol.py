@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosa_fast.config.schema import Config
 from cosa_fast.evaluation.cam import normalised_cams
-from cosa_fast.evaluation.inference import summed_logits
+from cosa_fast.evaluation.inference import summed_logits_of
 
 # What the squashed protocol calls foreground.
 FIXED_THRESHOLD = 0.5
@@ -41,13 +41,13 @@ class Protocol:
         """(N, 3, H, W), normalised, as scale 1 of the network shows them."""
         return images
 
-    def logits(self, segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-        """The summed segmentation logits on the image's grid, as `summed_logits` gives them."""
-        return summed_logits(segs, size)
+    def logits(self, segs: Sequence[Tensor], images: int, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+        """The summed segmentation logits of N = `images` images on their grid, as `summed_logits_of` gives them."""
+        return summed_logits_of(segs, images, size)
 
-    def maps(self, cams: Sequence[Tensor], present: Tensor, size: tuple[int, int]) -> Tensor:
-        """M' (P, H, W) of the present classes on the image's grid, as `normalised_cams` gives it."""
-        return normalised_cams(cams, present, size)
+    def maps(self, cams: Sequence[Tensor], classes: Tensor, size: tuple[int, int]) -> Tensor:
+        """M' (N, P, H, W) of (N, P) classes on the images' grid, as `normalised_cams` gives it."""
+        return normalised_cams(cams, classes, size)
 
     def thresholds(self, own: Thresholds) -> Thresholds:
         """At which CAMs are scored besides their best ones, from the run's own."""
@@ -67,15 +67,15 @@ class Squashed(Protocol):
     def images(self, images: Tensor) -> Tensor:
         return F.interpolate(images, size=self._size, mode="bilinear", align_corners=False)
 
-    def logits(self, segs: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-        square = torch.cat([logits for _, logits in summed_logits(segs, self._size)], dim=1)
-        return summed_logits([square[None]], size)
+    def logits(self, segs: Sequence[Tensor], images: int, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+        square = torch.cat([logits for _, logits in summed_logits_of(segs, images, self._size)], dim=2)
+        return summed_logits_of([square], images, size)
 
-    def maps(self, cams: Sequence[Tensor], present: Tensor, size: tuple[int, int]) -> Tensor:
-        square = normalised_cams(cams, present, self._size)
-        if len(present) == 0:
-            return square.new_zeros(0, *size)
-        return F.interpolate(square[None], size=size, mode="bilinear", align_corners=False)[0]
+    def maps(self, cams: Sequence[Tensor], classes: Tensor, size: tuple[int, int]) -> Tensor:
+        square = normalised_cams(cams, classes, self._size)
+        if classes.shape[1] == 0:
+            return square.new_zeros(*classes.shape, *size)
+        return F.interpolate(square, size=size, mode="bilinear", align_corners=False)
 
     def thresholds(self, own: Thresholds) -> Thresholds:
         return FIXED_THRESHOLD, FIXED_THRESHOLD

@@ -13,7 +13,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.device import compute_type
 from cosa_fast.evaluation.cam import strongest
-from cosa_fast.evaluation.evaluator import predicted_classes
+from cosa_fast.evaluation.image_labels import predicted_labels
 from cosa_fast.evaluation.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
 from cosa_fast.evaluation.protocol import Protocol
 from cosa_fast.network.build import SegmentationNetwork
@@ -89,9 +89,9 @@ def see(
         )
         rows = slice(None) if protocol.cam_flip else slice(1)
         scores = torch.cat([outputs[scale].logits[rows] for scale in own])
-        present = predicted_classes([scores]) if present is None else present.to(device)
+        present = predicted_labels([scores], 1)[0].nonzero()[:, 0] if present is None else present.to(device)
         heads = _heads(outputs, protocol, rows) if with_cams else []
-        cams = tuple(protocol.maps(head, present, size).cpu() for head in heads)
+        cams = tuple(protocol.maps(head, present[None], size)[0].cpu() for head in heads)
         segs = [outputs[scale].segmentation()[slice(None) if flip else slice(1)] for scale in scales]
         allowed = allowed_classes(present, segs[0].shape[1]) if label_aware else None
         segmentation = torch.empty(size, dtype=torch.uint8 if segs[0].shape[1] <= 255 else torch.int16)

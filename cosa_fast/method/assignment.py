@@ -125,8 +125,6 @@ class AssignmentNetwork:
         self._backend = backend
         self._online = online
         self.master = copy.deepcopy(online).eval().requires_grad_(False)
-        if config.attention != "sdpa":
-            self.master.encoder.pack(config.attention)
         self.compute = self.master
 
     @cached_property
@@ -154,7 +152,7 @@ class AssignmentNetwork:
         the temperature of the summed logits keeps its meaning.
         """
         rows = [self._rows(images, scale) for scale in self._config.scales]
-        packed = self._config.attention != "sdpa"
+        packed = self.compute.encoder.packs
         outputs = self.compute.forward_packed(rows) if packed else [self.compute(each) for each in rows]
         if self._config.flip:
             return outputs

@@ -3,7 +3,8 @@ that projections, norms and MLPs work on one large matrix, and attention stays w
 
 Three kernels do that attention. "packed": scaled_dot_product_attention, once per size; on any device. "varlen": torch's
 variable-length attention, "xformers": memory-efficient attention with a block-diagonal mask; one launch for all sizes,
-on a GPU.
+on a GPU. All three also serve images of one size, as ON's are ("packed" is scaled_dot_product_attention then).
+network/attention_backends.py has the kernels for one size at a time, and which of all can run where.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 from timm.layers.attention import Attention  # isort: skip
 from timm.models.vision_transformer import Block, VisionTransformer  # isort: skip
 
-from cosa_fast.errors import UserError
+from cosa_fast.data_pipeline.batch import sent
 
 
 @dataclass(frozen=True)
 class Segments:
     """Which tokens belong together: groups of (images, tokens per image), one behind the other. `starts`: (images + 1,)
-    int32 on the device, where each image's tokens begin, and the end. `mask`: xformers' form of the same."""
+    int32 on the device, where each image's tokens begin, and the end. `mask`: xformers' form of the same, which it does
+    not need for images of one size."""
 
     groups: tuple[tuple[int, int], ...]
     starts: Tensor
@@ -63,17 +65,19 @@ def attend_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments)
 
 
 def attend_xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
-    """xformers' memory-efficient attention under a block-diagonal mask: CUDA."""
+    """xformers' memory-efficient attention, of several sizes under a block-diagonal mask: CUDA."""
     from xformers.ops import memory_efficient_attention
 
-    return memory_efficient_attention(query[None], key[None], value[None], attn_bias=segments.mask)[0]
+    images = segments.groups[0] if segments.mask is None else (1, len(query))
+    batch = (part.unflatten(0, images) for part in (query, key, value))
+    return memory_efficient_attention(*batch, attn_bias=segments.mask).flatten(0, 1)
 
 
 KERNELS: dict[str, Kernel] = {"packed": attend_by_group, "varlen": attend_varlen, "xformers": attend_xformers}
 
 
 class PackedAttention(Attention):
-    """timm's attention, which also takes Segments in place of a mask, for x (1, T, D).
+    """timm's attention with another kernel: for x (B, N, D), and for x (1, T, D) with Segments in place of a mask.
 
     `pack` turns an Attention into one by its class alone: names of weights and everything else stay.
     """
@@ -82,51 +86,42 @@ class PackedAttention(Attention):
 
     def forward(self, x: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(attn_mask, Segments):
-            return super().forward(x, attn_mask, *args, **kwargs)
-        query, key, value = self.qkv(x[0]).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        mixed = self.kernel(self.q_norm(query), self.k_norm(key), value, attn_mask).flatten(1)
-        mixed = self.norm(mixed)
+            if attn_mask is not None or self.kernel is attend_by_group:
+                return super().forward(x, attn_mask, *args, **kwargs)
+            attn_mask = _one_size(x)
+        query, key, value = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        query, key = (norm(each).to(value.dtype) for norm, each in ((self.q_norm, query), (self.k_norm, key)))
+        mixed = self.kernel(query, key, value, attn_mask).flatten(1)
+        mixed = self.norm(mixed).unflatten(0, x.shape[:2])
         gate = getattr(self, "gate", None)  # earlier versions of timm have none
         if gate is not None:
-            mixed = mixed * gate(x[0]).sigmoid()
-        return self.proj_drop(self.proj(mixed))[None]
+            mixed = mixed * gate(x).sigmoid()
+        return self.proj_drop(self.proj(mixed))
 
 
-def check_attention(kind: str, device: torch.device, dtype: torch.dtype) -> None:
-    """UserError unless teacher.attention = `kind` can run here."""
-    remedy = "set it to packed or sdpa"
-    if kind in ("varlen", "xformers") and device.type != "cuda":
-        raise UserError(f"teacher.attention={kind}: needs a GPU, this run computes on {device.type}; {remedy}")
-    if kind == "varlen" and dtype == torch.float32:
-        raise UserError(f"teacher.attention=varlen: needs the fused engine with run.precision=bf16; {remedy}")
-    modules = {"varlen": "torch.nn.attention.varlen", "xformers": "xformers.ops"}
-    try:
-        __import__(modules.get(kind, "torch"))
-    except ImportError as error:
-        raise UserError(
-            f"teacher.attention={kind}: {modules[kind]} cannot be imported ({error}); {remedy}, or install "
-            'torch>=2.10 for varlen, -c constraints.txt -e ".[xformers]" for xformers'
-        ) from error
+def _one_size(x: Tensor) -> Segments:
+    """Those of tokens (B, N, D), made on the device."""
+    images, length = x.shape[:2]
+    starts = torch.arange(0, images * length + 1, length, dtype=torch.int32, device=x.device)
+    return Segments(((images, length),), starts)
 
 
-def pack(backbone: nn.Module, kind: str) -> None:
-    """Let `run_packed` run this backbone with the kernel `kind`. UserError if it is no ViT with plain blocks."""
+def pack(backbone: nn.Module, kind: str) -> str | None:
+    """Let `run_packed` run this backbone with the kernel `kind`. Why not, where it is no ViT with plain blocks."""
     blocks = list(getattr(backbone, "blocks", []))
     usual = getattr(type(backbone), "forward_intermediates", None) is VisionTransformer.forward_intermediates
-    if not usual or not all(type(block) is Block and isinstance(block.attn, Attention) for block in blocks):
-        raise UserError(
-            f"teacher.attention={kind}: needs a plain ViT (timm's VisionTransformer), {type(backbone).__name__} is "
-            "none; set it to sdpa"
-        )
+    if not usual or not all(type(block) is Block and type(block.attn) is Attention for block in blocks):
+        return f"needs a plain ViT (timm's VisionTransformer), {type(backbone).__name__} is none"
     for block in blocks:
         block.attn.__class__ = PackedAttention
         block.attn.kernel = KERNELS[kind]
+    return None
 
 
 def segments_of(groups: tuple[tuple[int, int], ...], kind: str, device: torch.device) -> Segments:
     """Segments for groups of (images, tokens per image)."""
     lengths = [length for images, length in groups for _ in range(images)]
-    starts = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    starts = sent(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
     if kind != "xformers":
         return Segments(groups, starts)
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask

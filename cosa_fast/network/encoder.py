@@ -17,7 +17,9 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 import timm  # isort: skip
 
 from cosa_fast.errors import UserError, hint
-from cosa_fast.network.attention import Segments, embed, pack, run_packed, segments_of
+from cosa_fast.network.attention import KERNELS as PACKED
+from cosa_fast.network.attention import Segments, embed, run_packed, segments_of
+from cosa_fast.network.attention_backends import attending, use_attention
 from cosa_fast.network.positions import resample_plainly
 from cosa_fast.network.rotary import keep_rotary_positions
 
@@ -79,6 +81,8 @@ class Encoder(nn.Module):
     `checkpoint_blocks`: in training mode keep only what the blocks (CNN: the blocks of each stage) receive, and compute
     their insides again in the backward pass: less memory for one more forward pass, and the same gradients.
 
+    `attention`: the kernel that `attend` chose; None for a backbone without attention.
+
     `plain_positions`: interpolate the position embedding without antialiasing (network/positions.py).
 
     Attributes: stride (pixels per token), width (channels of F), width_aux (of F†, or None).
@@ -101,7 +105,7 @@ class Encoder(nn.Module):
         if plain_positions:
             resample_plainly(backbone)
         self.checkpoint_blocks = False
-        self.packed = "sdpa"
+        self.attention: str | None = "sdpa" if attending(backbone) else None
         self._segments: dict[tuple[tuple[int, int], ...], Segments] = {}
         self.is_vit = _is_vit(backbone)
         self.stride = _patch_size(backbone) if self.is_vit else CNN_STRIDE
@@ -136,22 +140,31 @@ class Encoder(nn.Module):
         features = _to_map(tokens[:, self.prefix_tokens :], grid)
         return features, _to_map(levels[0], grid) if self._has_aux else None
 
-    def pack(self, kind: str) -> None:
-        """Make `forward_packed` possible, with attention by the kernel `kind` (network/attention.py). UserError if
-        the backbone is no plain ViT."""
-        pack(self.backbone, kind)
-        self.packed = kind
+    def attend(self, kind: str) -> str | None:
+        """Attend by the kernel `kind` (network/attention_backends.py) from now on; "packed", "varlen" and "xformers"
+        also make `forward_packed` possible. Why not, where the backbone cannot: torch chooses a kernel then."""
+        reason = use_attention(self.backbone, kind)
+        self.attention = (kind if reason is None else "sdpa") if attending(self.backbone) else None
+        self._segments = {}
+        return reason
 
-    def forward_packed(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """As forward, for batches of several sizes in one pass."""
+    @property
+    def packs(self) -> bool:
+        """Whether `forward_packed` is possible."""
+        return self.attention in PACKED
+
+    def forward_packed(self, images: Sequence[Tensor], keep: bool = True) -> list[tuple[Tensor, Tensor | None]]:
+        """As forward, for batches of several sizes in one pass. keep: these sizes come again; how they divide the
+        tokens is kept for good, as a captured step reads it."""
         for batch in images:
             self._check_sides(batch)
         grids = [(batch.shape[-2] // self.stride, batch.shape[-1] // self.stride) for batch in images]
         embedded = [embed(self.backbone, batch) for batch in images]
         groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
-        if groups not in self._segments:  # once: it comes from the host
-            self._segments[groups] = segments_of(groups, self.packed, images[0].device)
-        final, levels = run_packed(self.backbone, embedded, self._segments[groups], self._level)
+        segments = self._segments.get(groups) or segments_of(groups, str(self.attention), images[0].device)
+        if keep:
+            self._segments[groups] = segments
+        final, levels = run_packed(self.backbone, embedded, segments, self._level)
         return [
             (
                 _to_map(tokens[:, self.prefix_tokens :], grid),
@@ -186,7 +199,7 @@ class Encoder(nn.Module):
         except (AttributeError, AssertionError) as error:
             raise UserError(refusal) from error
         with torch.enable_grad():
-            features, _ = self(self._probe_image())
+            features, _ = self(self.probe_image())
             called = _modules_called_by(lambda: torch.autograd.grad(features.sum(), list(_leaves(features))))
         if not called:
             raise UserError(refusal)
@@ -197,7 +210,8 @@ class Encoder(nn.Module):
             self.backbone.set_grad_checkpointing(self.training and torch.is_grad_enabled())
         return self.backbone.forward_intermediates(images, indices=indices, norm=False, output_fmt=output_format)
 
-    def _probe_image(self) -> Tensor:
+    def probe_image(self) -> Tensor:
+        """A small image of zeros, (1, 3, H, W), of the type and on the device of the parameters."""
         reference = next(self.backbone.parameters())
         side = _PROBE_TOKENS * self.stride
         return torch.zeros(1, 3, side, side, dtype=reference.dtype, device=reference.device)
@@ -205,7 +219,7 @@ class Encoder(nn.Module):
     def _probe_levels(self) -> list[Tensor]:
         self.backbone.eval()
         with torch.no_grad():
-            features, levels = self._run(self._probe_image(), None)
+            features, levels = self._run(self.probe_image(), None)
         grid = (_PROBE_TOKENS, _PROBE_TOKENS)
         expected = features.ndim == 3 if self.is_vit else tuple(features.shape[2:]) == grid
         if not expected:
@@ -236,7 +250,7 @@ class Encoder(nn.Module):
         """Widths of F and F†; removes or freezes what they do not depend on."""
         self.backbone.eval()
         with torch.enable_grad():
-            features, features_aux = self(self._probe_image())
+            features, features_aux = self(self.probe_image())
         used = _leaves(features) | (_leaves(features_aux) if features_aux is not None else set())
         removed = []
         for name, child in list(self.backbone.named_children()):

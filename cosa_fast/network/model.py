@@ -106,14 +106,24 @@ class CoSANet(nn.Module):
         """The type of the parameters, which images must have."""
         return self.classifier.weight.dtype
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether `forward_packed` is the way of several sizes."""
+        return self.encoder.packs
+
     def forward(self, images: Tensor, seg: bool = True) -> Outputs:
         """images (B, 3, H, W), normalised; seg=False leaves the segmentation head out."""
         features, features_aux = self.encoder(images)
         return self._heads(features, features_aux, seg)
 
-    def forward_packed(self, images: Sequence[Tensor]) -> list[Outputs]:
-        """As forward with seg=True, for batches of several sizes in one pass of the encoder."""
-        return [self._heads(features, aux, seg=True) for features, aux in self.encoder.forward_packed(images)]
+    def forward_packed(
+        self, images: Sequence[Tensor], seg: Sequence[bool] | None = None, keep: bool = True
+    ) -> list[Outputs]:
+        """As forward, for batches of several sizes in one pass of the encoder. seg: of each, None: true for all. keep:
+        these sizes come again (Encoder.forward_packed)."""
+        wanted = [True] * len(images) if seg is None else seg
+        encoded = self.encoder.forward_packed(images, keep)
+        return [self._heads(features, aux, own) for (features, aux), own in zip(encoded, wanted, strict=True)]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the encoder (the frozen position embedding is not among them)."""

@@ -49,12 +49,22 @@ _COUNTERS = {"n_averaged", "num_updates", "initted", "step", "decay"}
 # Parts of ToCo and SeCo that no output depends on: projection heads, key encoders, queues of their contrastive losses.
 _ASIDE = re.compile(r"(proj_head|projector|encoder_k|prototypes|queue)")
 _SETTINGS = ("args", "hyper_parameters", "config", "cfg")
+_AGAIN = "copy or download it again, or take another file"
 # A mapping may hold itself; no training script wraps deeper.
 _DEEPEST = 8
 
 
 class UnreadableError(Exception):
-    """A file that is no weight file, or a damaged one; the message is the reason, in a few words."""
+    """A file that is no weight file, or a damaged one; the message is the reason, in a few words. `remedy`: what to
+    do."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+class _DamagedError(Exception):
+    """The message is a reason."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +89,41 @@ def read_file(path: Path, device: str | torch.device = "cpu") -> Any:
             warnings.simplefilter("ignore")  # about pickles of other protocols, which are read or refused
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # what a damaged pickle raises depends on its bytes: KeyError, struct.error ...
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(*_reason(error, path)) from error
 
 
 def _verify(path: Path) -> None:
     """Compare every part of the archive with its CRC-32, which torch writes and does not read."""
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("compressed, which no checkpoint is")
+            raise _DamagedError("it is compressed, which no checkpoint is")
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"damaged: wrong checksum of {damaged}")
+        raise _DamagedError(f"it is damaged: wrong checksum of {damaged}")
 
 
-def _reason(error: Exception) -> str:
-    """torch's own message is a page long, and meant for who would execute the file."""
+def _reason(error: Exception, path: Path) -> tuple[str, str]:
+    """(what is wrong, what to do). torch's own message is a page long, and meant for who would execute the file."""
     foreign = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
     if foreign:
-        return f"it holds a Python object, {foreign[1]}, and only weights and plain values are read"
-    if "weights_only" in str(error):
-        return "damaged, or not written by torch.save"
-    return first_line(error, 120)
+        reason = f"it holds a Python object, {foreign[1]}, and only weights and plain values are read"
+        return reason, "save the state dict alone"
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return first_line(error), "give a file that can be read"
+    if isinstance(error, _DamagedError):
+        return str(error), _AGAIN
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, which stands for the file", "get the file itself with git lfs pull"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page", "download the file itself"
+    if not head:
+        return "it is empty", _AGAIN
+    cut_short = isinstance(error, EOFError) or "unexpected EOF" in str(error)
+    if path.suffix == ".safetensors" or head.startswith(b"PK\x03\x04") or cut_short:
+        return "it is truncated or damaged", _AGAIN
+    return "it is damaged, or not written by torch.save", f"{_AGAIN}: .safetensors, .pth, .pt or .bin"
 
 
 def network_in(content: Any, source: str) -> Weights:

@@ -4,6 +4,8 @@ timm builds those of DINOv3 on the CPU at every forward pass and copies them ove
 host, and cannot be captured in a CUDA graph. (Those of other ViTs are built on the device.)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 
 from timm.layers import RotaryEmbeddingDinoV3  # isort: skip
 
-# Sizes that are kept: the first ones, which are training's; an evaluation sees hundreds. None ever goes, as a captured
-# step may read it.
+# Sizes that are kept: the first ones, which are training's; an evaluation sees hundreds, in `passing_sizes`. None of
+# training's ever goes, as a captured step may read it.
 MOST_SIZES = 8
 
 
@@ -43,6 +45,17 @@ class KeptRotaryEmbedding(RotaryEmbeddingDinoV3):
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self.kept = {}  # another device or type
         return super()._apply(fn, *args, **kwargs)
+
+
+@contextmanager
+def passing_sizes(model: nn.Module) -> Iterator[None]:
+    """Inside, what is kept for a size of images goes on leaving, so that training's sizes still find room."""
+    kept = [(module, dict(module.kept)) for module in model.modules() if isinstance(module, KeptRotaryEmbedding)]
+    try:
+        yield
+    finally:
+        for module, sizes in kept:
+            module.kept = sizes
 
 
 def keep_rotary_positions(backbone: nn.Module) -> None:

@@ -20,6 +20,7 @@ from cosa_fast.network import torchvision_compat  # noqa: F401  (must come befor
 import timm  # isort: skip
 
 from cosa_fast.errors import UserError, one_line
+from cosa_fast.files import nearest
 from cosa_fast.network.encoder import Encoder, check_name, create_backbone
 from cosa_fast.network.model import CoSANet
 from cosa_fast.network.reading import State, UnreadableError, Weights, is_whole_network, network_in, read_file
@@ -60,13 +61,12 @@ def read_weights(path: str | Path) -> Weights:
     """The network in a .safetensors, .pth, .pt or .bin file; UserError if unreadable."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"model.weights={path}: no such file; give hub, none or a .safetensors, .pth, .pt or .bin file")
+        what = "is a folder" if file.is_dir() else f"no such file{nearest(file)}"
+        raise UserError(f"model.weights={path}: {what}; give hub, none or a .safetensors, .pth, .pt or .bin file")
     try:
         content = read_file(file)
     except UnreadableError as error:
-        raise UserError(
-            f"model.weights={path}: not a readable weight file: {error}; save the state dict alone"
-        ) from error
+        raise UserError(f"model.weights={path}: cannot be read: {error}; {error.remedy}") from error
     return network_in(content, str(path))
 
 

@@ -5,7 +5,7 @@
 | segmentation | masks/NAME.png, overlays/NAME.jpg: the segmentation (label-free; with --labels label-aware) |
 | cpl | the same: the class of the strongest CAM M′ where it reaches ξ, else background |
 | ensemble | the same, of (M′ + M†′)/2 at (ξ + ξ†)/2 |
-| cam | cams/NAME.npz: cam and cam_aux (P, H, W) float16 in [0, 1], classes (P,) as in the masks; overlays/NAME.jpg |
+| cam | overlays/NAME.jpg; cams/NAME.npz: cam, cam_aux (P, H, W) float16 in [0, 1], classes (P,) as in masks, P ≥ 0 |
 | logits | logits/NAME.npz: logits (C + 1, H, W) float16, summed over scales and flips |
 
 A mask is a palette PNG in VOC's colours whose pixels are class indices: 0 background, c for the c-th class (16-bit
@@ -52,8 +52,8 @@ FOLDERS: dict[What, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """classes: (H, W) in 0..C, uint8, int16 for more than 254 classes: of the mask; of CAMs the strongest class, of
-    logits the segmentation. remark: more to say of it."""
+    """classes: (H, W) in 0..C, uint8, int16 for more than 254 classes: of the mask; of CAMs the strongest class
+    where it reaches the threshold (without one: everywhere), of logits the segmentation. remark: more to say of it."""
 
     image: Image.Image
     seen: Seen
@@ -64,8 +64,9 @@ class Prediction:
 class Predictor:
     """Predictions of one network of a checkpoint. what, network ("on", "an"), scales and max_side: as the options of
     predict say. labels: names of the only classes that may appear; None: those of the image, where they are known, for
-    CAMs and what is made of them, else all. threshold: in place of ξ, or of (ξ + ξ†)/2 for the ensemble. crf: the
-    method (evaluation/cleaning.py) that cleans segmentations up, crf_side: at most at this size.
+    CAMs and what is made of them, else all. threshold: where CAMs become foreground, in place of ξ, or of (ξ + ξ†)/2
+    for the ensemble. crf: the method (evaluation/cleaning.py) that cleans segmentations up, crf_side: at most at this
+    size.
 
     UserError for an unknown class name, for a checkpoint without ξ where one is needed and none is given, and for the
     CAMs of a standalone network.
@@ -89,7 +90,7 @@ class Predictor:
             raise UserError(f"--what {what}: a {name} has no CAM; take --what segmentation or logits")
         self.what: What = what
         self.classes = networks.classes
-        self.threshold = _threshold(networks, what, threshold)
+        self.threshold, self.threshold_name = _threshold(networks, what, threshold)
         self._config = networks.config
         self._device = pick_device(networks.config.run.device)
         self._network = networks.named(network).to(self._device)
@@ -170,9 +171,14 @@ class Predictor:
             picture = overlay(prediction.image, prediction.classes, self.classes)
         picture.save(path, format="JPEG", quality=90)
 
+    @property
+    def has_areas(self) -> bool:
+        """Whether pixels are given to classes; without a threshold CAMs do not."""
+        return self.what != "cam" or self.threshold is not None
+
     def record(self, prediction: Prediction) -> dict[str, Any]:
         """What scores.json says of an image: the classifier's probabilities, the classes of the CAMs, and the share of
-        each class in `classes`, 0 left out."""
+        each class in `classes`, 0 left out; None without `has_areas`."""
         seen, names = prediction.seen, ("background", *self.classes)
         counts = np.bincount(prediction.classes.ravel(), minlength=len(names)) / prediction.classes.size
         return {
@@ -180,23 +186,29 @@ class Predictor:
             "height": prediction.image.height,
             "scores": dict(zip(self.classes, seen.scores.sigmoid().tolist(), strict=True)),
             "present": [self.classes[index] for index in seen.present.tolist()],
-            "areas": {name: share for name, share in zip(names, counts.tolist(), strict=True) if share},
+            "areas": {name: share for name, share in zip(names, counts.tolist(), strict=True) if share}
+            if self.has_areas
+            else None,
         }
 
 
-def _threshold(networks: Networks, what: What, given: float | None) -> float | None:
-    if what not in ("cpl", "ensemble"):
-        return None
+def _threshold(networks: Networks, what: What, given: float | None) -> tuple[float | None, str]:
+    """(threshold, what it is called); none where nothing is compared with one."""
+    if what in ("segmentation", "logits"):
+        return None, ""
+    if given is not None:
+        return given, "--threshold"
     xi, xi_aux = networks.thresholds
-    found = given if given is not None else xi
-    if found is None:
+    if xi is None and what == "cam":
+        return None, ""
+    if xi is None:
         raise UserError(
             f"--what {what}: this checkpoint has no threshold ξ (it is from before co-training, or trained with a band "
             "or by another program); give one with --threshold, for example --threshold 0.4"
         )
-    if given is None and what == "ensemble" and xi_aux is not None and networks.config.model.aux_layer is not None:
-        return (found + xi_aux) / 2
-    return found
+    if what == "ensemble" and xi_aux is not None and networks.config.model.aux_layer is not None:
+        return (xi + xi_aux) / 2, "the checkpoint's (ξ + ξ†)/2"
+    return xi, "the checkpoint's ξ"
 
 
 def _write_mask(prediction: Prediction, path: Path) -> None:

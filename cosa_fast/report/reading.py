@@ -11,7 +11,7 @@ from typing import Any
 from cosa_fast.config.reading import load_yaml
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
-from cosa_fast.files import read_json, read_text
+from cosa_fast.files import nearest, read_json, read_text
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import read_log
 
@@ -48,6 +48,13 @@ class Run:
         return self.config.get(section, {}).get(key, default)
 
 
+def runs_in(place: Path) -> list[Path]:
+    """The folder itself, where a run is in it or none at all; else those in it that hold one, by name."""
+    if RunFolder(place).config.is_file() or not place.is_dir():
+        return [place]
+    return sorted(path for path in place.iterdir() if RunFolder(path).config.is_file()) or [place]
+
+
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in these folders. UserError for one that holds none, or whose files cannot be read."""
     names = [path.resolve().name for path in paths]
@@ -59,8 +66,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def _read(path: Path, name: str) -> Run:
     folder = RunFolder(path)
     if not folder.log.is_file() or not folder.config.is_file():
+        lacks = f"no run (it lacks {'log.jsonl' if folder.config.is_file() else 'config.yaml'})"
         raise UserError(
-            f"{path}: no run (it lacks {'log.jsonl' if folder.config.is_file() else 'config.yaml'}); "
+            f"{path}: {lacks if path.exists() else f'no such folder{nearest(path)}'}; "
             "give a folder that a training wrote, such as runs/voc"
         )
     records = read_log(folder.log)

@@ -1,6 +1,6 @@
 """Evaluations of ON and AN: in the loop, with the choice of the best checkpoint, and of a checkpoint's networks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,19 +88,21 @@ class LoopEvaluation:
         )
 
     def evaluate(self) -> tuple[dict[str, AnyResult], bool]:
-        """{"on": result, "an": result} over all images, or over eval.limit of them, and whether they are the best so
-        far. A standalone network is "an" alone."""
+        """The results of "on" and "an", or as eval.networks says of "an" alone but at the end, over all images or over
+        eval.limit of them; and whether they are the best so far. A standalone network is "an"."""
         engine = self._engine
         engine.check()
-        limit = engine.config.eval.limit
-        results = {}
-        for name, network in engine.masters.items():
-            shown = title(name, engine.config)
-            with engine.evaluating(), evaluation_bar(shown, self._ranks.is_main) as progress:
-                results[name] = self._evaluator.evaluate(
-                    network, self._dataset, thresholds=thresholds_of(engine), limit=limit, progress=progress
-                )
-            self._report(name, results[name])
+        config = engine.config
+        networks = dict(engine.masters)
+        compared = config.eval.networks == "both" or config.eval.select == "label-aware"
+        if not compared and engine.iteration < config.optim.iterations:
+            networks = {"an": networks["an"]}
+        with engine.evaluating(), evaluation_bar(_in_words(networks, config), self._ranks.is_main) as progress:
+            results = self._evaluator.evaluate_all(
+                networks, self._dataset, thresholds=thresholds_of(engine), limit=config.eval.limit, progress=progress
+            )
+        for name, result in results.items():
+            self._report(name, result)
         return results, self._is_best(results)
 
     def _report(self, name: str, result: AnyResult) -> None:
@@ -165,17 +167,13 @@ def evaluate_networks(
     networks = networks.for_classes(dataset.classes)
     evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
     limit = config.eval.limit if limit is None else limit
-    results: dict[str, AnyResult] = {}
-    for name in names:
-        if networks.single and results:
-            results[name] = next(iter(results.values()))  # both are one network
-            continue
-        network = networks.named(name).to(device)
-        with evaluation_bar(title(name, config)) as progress:
-            results[name] = evaluator.evaluate(
-                network, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
-            )
-    return results
+    asked = names[:1] if networks.single else names  # both are one network
+    chosen = {name: networks.named(name).to(device) for name in asked}
+    with evaluation_bar(_in_words(chosen, config)) as progress:
+        results = evaluator.evaluate_all(
+            chosen, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
+        )
+    return {name: results.get(name, results[asked[0]]) for name in names}
 
 
 def evaluate_crf(
@@ -210,14 +208,18 @@ def evaluate_crf(
 
 
 @contextmanager
-def evaluation_bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """What to call with (done, total) images as the evaluation of a network goes on: a terminal shows a bar, below that
-    of the training if there is one."""
+def evaluation_bar(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """What to call with (done, total) images as an evaluation goes on: a terminal shows a bar, below that of the
+    training if there is one. what: the networks, in words."""
     off = None if shown else True  # None: off where stderr is no terminal
-    with tqdm(desc=f"evaluating {title}", unit="image", leave=False, dynamic_ncols=True, disable=off) as bar:
+    with tqdm(desc=f"evaluating {what}", unit="image", leave=False, dynamic_ncols=True, disable=off) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield progress
+
+
+def _in_words(names: Iterable[str], config: Config) -> str:
+    return " and ".join(title(name, config) for name in names)

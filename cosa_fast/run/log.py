@@ -110,8 +110,8 @@ class RunLog:
         self._bar.update()
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
-        """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration; TensorBoard calls the
-        latter eval_ON and eval_AN."""
+        """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration, TensorBoard calls the
+        latter eval_ON and eval_AN. "capture": why a run goes on without CUDA graphs."""
         line = {"kind": kind, "iteration": iteration, **values}
         with self._written():
             self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
@@ -120,7 +120,8 @@ class RunLog:
             for name, value in figures.items():
                 self._events.add_scalar(name, value, iteration)
             self._events.flush()
-        self._trackers.record(iteration, figures)
+        if figures:
+            self._trackers.record(iteration, figures)
 
     def picture(self, iteration: int, name: str, image: Image.Image) -> None:
         """An RGB image for TensorBoard and others."""

@@ -9,8 +9,8 @@ import torch
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import compute_type
-from cosa_fast.engine.base import TrainingEngine
-from cosa_fast.engine.fused import captures, compiles
+from cosa_fast.engine.base import EngineBase, TrainingEngine
+from cosa_fast.engine.compiling import compiles
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.run.folder import RunFolder
 
@@ -27,7 +27,8 @@ def opening(
     reason: str,
     folder: RunFolder,
 ) -> str:
-    """The block, of lines of at most 100 columns (a path stays whole). pipeline: the chosen one, and the reason."""
+    """The block, of lines of at most 100 columns (a path stays whole), and below it what may be a slip in the schedule.
+    pipeline: the chosen one, and the reason."""
     config = engine.config
     facts = {
         "data": _data(config, training_set, validation_set),
@@ -35,8 +36,9 @@ def opening(
         "device": _device(engine),
         "pipeline": f"{pipeline} ({reason}), {_workers(config, pipeline)}",
         "recipe": _recipe(config, len(training_set)),
-        "folder": str(folder.path),
+        "folder": f"{folder.path} (run.output/run.name)",
     }
+    lines = [*facts.items(), *(("note:", text) for text in _notes(config))]
     return "\n".join(
         textwrap.fill(
             text,
@@ -46,8 +48,25 @@ def opening(
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for name, text in facts.items()
+        for name, text in lines
     )
+
+
+def _notes(config: Config) -> list[str]:
+    """Of a schedule, what may be meant and often is not."""
+    optim, every = config.optim, config.eval.every
+    notes = {
+        f"optim.warmup = {optim.warmup} is not shorter than the run: the learning rate stays below optim.lr": (
+            optim.warmup >= optim.iterations
+        ),
+        "optim.cotrain_after = optim.iterations: only the classifier learns, the segmentation stays as it is": (
+            optim.cotrain_after == optim.iterations and not config.model.standalone
+        ),
+        f"eval.every = {every} is longer than the run: its one evaluation is that after the last iteration": (
+            every > optim.iterations
+        ),
+    }
+    return [text for text, holds in notes.items() if holds]
 
 
 def _data(config: Config, training_set: ImageDataset, validation_set: ImageDataset) -> str:
@@ -88,15 +107,24 @@ def _device(engine: TrainingEngine) -> str:
     if ranks.size > 1:
         parts.append(f"one of {ranks.size} processes")
     parts.append({torch.bfloat16: "bf16", torch.float32: "fp32"}[compute_type(config.precision, device)])
-    if engine.config.model.standalone:
+    if not isinstance(engine, EngineBase):
         return ", ".join(parts)
     parts.append(f"{config.engine} engine")
     on_device = torch.empty(0, device=device)
     parts.append("Triton kernels" if use_triton(config.backend, on_device) else "plain PyTorch operators")
     if config.engine == "fused":
         parts += ["compiled blocks"] * compiles(engine.config, device)
-        parts += ["CUDA graphs"] * captures(engine.config, device)
-    return ", ".join(parts)
+    if device.type == "cuda":
+        parts.append("CUDA graphs" if engine.not_captured is None else f"no CUDA graphs ({engine.not_captured})")
+    return ", ".join(parts + _attention(engine))
+
+
+def _attention(engine: EngineBase) -> list[str]:
+    """The kernels of both networks; nothing for networks without attention."""
+    on, an = engine.attentions
+    if on is None or an is None:
+        return []
+    return [f"{on} attention" if on == an else f"attention {on} (ON) and {an} (AN)"]
 
 
 def _workers(config: Config, pipeline: str) -> str:
@@ -120,7 +148,9 @@ def _recipe(config: Config, images: int) -> str:
         f"{config.data.crop_size}"
     )
     rate = f"lr {optim.lr:g} (heads ×{optim.head_multiplier:g}), warm-up {optim.warmup}"
-    rest = f"an evaluation every {config.eval.every}; seed {config.run.seed}"
+    once = config.eval.every >= optim.iterations
+    evaluations = "an evaluation at the end" if once else f"an evaluation every {config.eval.every}"
+    rest = f"{evaluations}; seed {config.run.seed}"
     if config.model.standalone:
         return f"{schedule}; {rate}; cross entropy with the pseudo-labels; {rest}"
     cotraining = f"co-training after {optim.cotrain_after}"

@@ -8,13 +8,15 @@ from typing import Any
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.engine.base import TrainingEngine
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.networks import load, require_whole
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.replacing import require_no_run
 
 # Of the section "run": what the figures depend on.
 DECISIVE = ("seed", "engine", "precision")
+# Sections on which the shapes of a state depend.
+SHAPING = ("model.", "threshold.")
 
 
 @dataclass(frozen=True)
@@ -52,23 +54,16 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     """What `resume` means: "auto" (the run's newest whole checkpoint, if it has any) or a file; None to start anew. And
     what to say about it.
 
-    UserError if the file cannot be read, if no checkpoint of the run is whole, or if another run than that which goes
-    on would be lost, without `overwrite`.
+    UserError if the file cannot be read, if no checkpoint of the run is whole, or if the run that goes on would be
+    replaced.
     """
     if resume == "auto":
-        start, notes = _newest(folder)
-        if start is None and folder.kept() and not overwrite:
-            require_no_run(folder)
-        return start, notes
+        return _newest(folder)
     if resume is None:
-        if not overwrite:
-            require_no_run(folder)
         return None, []
     path = Path(resume)
     start = Start(path, _read(path))
     if not start.is_of(folder):
-        if not overwrite:
-            require_no_run(folder)
         return start, []
     if overwrite:
         raise UserError(
@@ -77,6 +72,14 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     newer = tuple(other for other in folder.numbered() if int(other.stem) > start.iteration)
     notes = [f"{other}: newer than {path.name}; renamed to {other.name}.left" for other in newer]
     return replace(start, left=newer), notes
+
+
+def require_room(folder: RunFolder, start: Start | None, resume: str | None) -> None:
+    """UserError if another run than that which goes on would be lost."""
+    if start is not None and start.is_of(folder):
+        return
+    if resume != "auto" or folder.kept():
+        require_no_run(folder)
 
 
 def _newest(folder: RunFolder) -> tuple[Start | None, list[str]]:
@@ -98,7 +101,7 @@ def _newest(folder: RunFolder) -> tuple[Start | None, list[str]]:
     if start is None and problems:
         raise UserError(f"{folder.path}: no checkpoint is whole; replace the run with --overwrite ({problems[0]})")
     if start is None:
-        return None, []
+        return None, [f"{folder.path}: no checkpoint to resume, the run begins"]
     left = tuple(path for path in damaged if path.stem.isdecimal())
     if not start.path.stem.isdecimal():
         problems.append(f"no other checkpoint of {folder.path} is whole")
@@ -123,23 +126,28 @@ def restore(engine: TrainingEngine, start: Start, classes: tuple[str, ...]) -> N
     try:
         engine.load_state_dict(start.state)
     except Exception as error:  # what came out of the file can be anything
+        shapes = [change for change in _changed_settings(engine.config, start) if change.startswith(SHAPING)]
+        reason = "; ".join(shapes) or one_line(error, 200)
         raise UserError(
-            f"{start.path}: the checkpoint does not fit this configuration ({first_line(error)}); "
-            "resume with the configuration of the run"
+            f"{start.path}: the checkpoint does not fit this configuration ({reason}); resume with that of its run"
         ) from error
 
 
 def changes(config: Config, fingerprints: dict[str, str], start: Start) -> str:
     """What differs from the checkpoint's run, on one line: settings, seed, data; empty where nothing does. The run goes
     on with the new ones, but not bit for bit."""
-    saved = config_from_dict(start.state["config"], where=str(start.path))
-    old, new = config_to_dict(saved), config_to_dict(config)
-    keys = [(s, k) for s in new for k in new[s] if s not in ("run", "eval", "log") or (s == "run" and k in DECISIVE)]
-    found = [f"{s}.{k}: {_cut(old[s][k])} -> {_cut(new[s][k])}" for s, k in keys if old[s][k] != new[s][k]]
+    found = _changed_settings(config, start)
     before = start.state.get("data")
     if isinstance(before, dict):
         found += [f"{name} have changed" for name, now in fingerprints.items() if before.get(name, now) != now]
     return f"resuming {start.path} with other settings ({'; '.join(found)})" if found else ""
+
+
+def _changed_settings(config: Config, start: Start) -> list[str]:
+    saved = config_from_dict(start.state["config"], where=str(start.path))
+    old, new = config_to_dict(saved), config_to_dict(config)
+    keys = [(s, k) for s in new for k in new[s] if s not in ("run", "eval", "log") or (s == "run" and k in DECISIVE)]
+    return [f"{s}.{k}: {_cut(old[s][k])} -> {_cut(new[s][k])}" for s, k in keys if old[s][k] != new[s][k]]
 
 
 def _cut(value: Any) -> str:

@@ -14,7 +14,12 @@ from cosa_fast.files import remove_unfinished
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 POSIX = os.name == "posix"
 
-_can_go_on: Callable[[], bool] = lambda: False  # noqa: E731
+
+def _never() -> bool:
+    return False
+
+
+_can_go_on: Callable[[], bool] = _never
 
 
 @contextmanager

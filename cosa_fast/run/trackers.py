@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from PIL import Image
@@ -104,7 +105,7 @@ class Trackers:
         self._say = say
         self._open: dict[str, Tracker] = {}
         for name in _wanted(config):
-            self._attempt(name, lambda name=name: self._open.update({name: KINDS[name](config, folder)}))  # type: ignore[misc]
+            self._attempt(name, partial(self._begin, name, config, folder))
 
     def record(self, iteration: int, figures: Mapping[str, float]) -> None:
         """Figures by name, to all."""
@@ -120,7 +121,10 @@ class Trackers:
 
     def _all(self, do: Callable[[Tracker], None]) -> None:
         for name, tracker in [*self._open.items()]:
-            self._attempt(name, lambda tracker=tracker: do(tracker))  # type: ignore[misc]
+            self._attempt(name, partial(do, tracker))
+
+    def _begin(self, name: str, config: Config, folder: RunFolder) -> None:
+        self._open[name] = KINDS[name](config, folder)
 
     def _attempt(self, name: str, do: Callable[[], None]) -> None:
         try:

@@ -34,7 +34,7 @@ from cosa_fast.run.observations import show_evaluation
 from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
-from cosa_fast.run.resuming import Start, changes, find_start, restore
+from cosa_fast.run.resuming import Start, changes, find_start, require_room, restore
 from cosa_fast.run.signals import Signals, Stopped
 from cosa_fast.run.trackers import check_trackers
 
@@ -96,7 +96,10 @@ def train(
                     tidy(folder)
 
             def prepare() -> _Run:
-                return _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
+                run = _Run(config, folder, ranks, signals, *find_start(folder, resume, overwrite), report)
+                if not overwrite:  # last: what else is wrong is told before
+                    require_room(folder, run.start, resume)
+                return run
 
             ranks.together(enter)
             run = ranks.together(prepare)
@@ -148,6 +151,7 @@ class _Run:
         check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
+        self.not_captured = self.engine.not_captured
 
     def execute(self, profile: int | None) -> dict[str, AnyResult]:
         """Run to the end, or to a signal: the last evaluation, nothing after a signal or on ranks but the first."""
@@ -187,8 +191,11 @@ class _Run:
         write_text(self.folder.config, text)
         if self.config.data.val_split is None:
             write_text(self.folder.held_out, "\n".join(self.validation_set.ids) + "\n")
+        on, an = self.engine.attentions
         extra = {
             "iteration": self.engine.iteration,
+            "attention": {"on": on, "an": an},
+            "not_captured": self.engine.not_captured,
             "data_fingerprint": self.training_set.fingerprint(),
             "pipeline": self.pipeline,
             "training_images": len(self.training_set),
@@ -210,6 +217,9 @@ class _Run:
     def _loop(self) -> dict[str, AnyResult]:
         config, engine = self.config, self.engine
         if self._done:
+            self.log.message(
+                f"no iteration is left ({engine.iteration} of {config.optim.iterations}): the last evaluation follows"
+            )
             return self._evaluate()
         results: dict[str, AnyResult] = {}
         self._announce_pipeline()
@@ -228,6 +238,7 @@ class _Run:
             seconds_for_data = time.perf_counter() - asked
             cotraining = engine.cotraining
             self.metrics.update(engine.step(batch))
+            self._note_capture()
             timer.step_ended(seconds_for_data, flops[cotraining])
             self.profiler.step()
             self.log.advance()
@@ -285,6 +296,12 @@ class _Run:
                 f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
                 "but their pixels differ a little, so it does not go on bit for bit"
             )
+
+    def _note_capture(self) -> None:
+        """A capture that has failed on the way, in the log; the engine has said so on the terminal."""
+        if self.engine.not_captured != self.not_captured:
+            self.not_captured = self.engine.not_captured
+            self.log.record(self.engine.iteration, {"not_captured": self.not_captured}, "capture")
 
     def _report(self, values: dict[str, float]) -> None:
         iteration = self.engine.iteration

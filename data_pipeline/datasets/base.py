@@ -10,7 +10,14 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, upright_size
 from cosa_fast.data_pipeline.datasets.labels import LabelTable
-from cosa_fast.data_pipeline.datasets.masks import ignore_index, mask_type, read_mask, require_sound, values_in
+from cosa_fast.data_pipeline.datasets.masks import (
+    ignore_index,
+    mask_type,
+    read_mask,
+    require_sound,
+    require_usable,
+    values_in,
+)
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError
 
@@ -131,10 +138,7 @@ class ImageDataset:
 
         with ThreadPoolExecutor(max(1, threads), "cosa_fast masks") as pool:
             looks = list(pool.map(look, range(len(self)) if indices is None else indices))
-        problems = [problem for _, problem in looks if problem]
-        if problems:
-            more = f" ({len(problems)} of {len(looks)} masks cannot be used)" if len(problems) > 1 else ""
-            raise UserError(problems[0] + more)
+        require_usable([problem for _, problem in looks if problem], len(looks))
         require_sound((shown for shown, _ in looks), self._masks_place())
         return []
 

@@ -16,7 +16,7 @@ from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_lines
+from cosa_fast.files import nearest, read_lines
 
 LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 _RESTORE = "restore them or take them off the list"
@@ -37,7 +37,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     among those that the folder knows.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; put the images there or set data.root=...")
+        raise UserError(f"{root}: no such folder{nearest(root)}; put the images there or set data.root=...")
     images = find_images(root, split, pack)
     named = classes or (root / "classes.txt").is_file()
     there = [name for name in LABEL_FILES if (root / name).is_file()]

@@ -9,7 +9,7 @@ from typing import Any
 from cosa_fast.data_pipeline.datasets.labels import Labels
 from cosa_fast.data_pipeline.datasets.shapes import shape_of
 from cosa_fast.errors import UserError, first_line, hint
-from cosa_fast.files import read_json
+from cosa_fast.files import nearest, read_json
 
 # The two divisions of the same images that COCO has published; a folder has one or the other.
 _OTHER_YEAR = {"train2014": "train2017", "val2014": "val2017", "train2017": "train2014", "val2017": "val2014"}
@@ -44,8 +44,9 @@ def find_instances(root: Path, split: str) -> tuple[Path, str]:
     other = _OTHER_YEAR.get(split)
     if other and not any(name.endswith(split[-4:]) for name in known) and (path := _path(root, other)) is not None:
         return path, other
+    near = hint(split, known) if root.exists() else nearest(root)
     raise UserError(
-        f"{root / 'annotations' / f'instances_{split}.json'}: no such file{hint(split, known)}; unpack the COCO "
+        f"{root / 'annotations' / f'instances_{split}.json'}: no such file{near}; unpack the COCO "
         f"annotations there (found splits: {', '.join(known) or 'none'}) or set data.root=... and data.train_split=..."
     )
 

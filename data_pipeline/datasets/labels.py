@@ -24,6 +24,15 @@ from cosa_fast.files import read_lines, read_text, write_text
 
 Labels = dict[str, tuple[str, ...]]
 Say = Callable[[str], None]
+_SHOWN_CLASSES = 8
+
+
+class FileLabels(Labels):
+    """The labels of a file. lines: where in it, "line 3", an (image, class) was read first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,8 @@ def spelt_as(classes: Sequence[str]) -> Callable[[str], str]:
 def encode_labels(
     labels: Mapping[str, Sequence[str]], ids: Sequence[str], classes: Sequence[str], source: str
 ) -> LabelTable:
-    """The multi-hot table of `ids`. UserError naming `source` and the image for a name that is not among `classes`."""
+    """The multi-hot table of `ids`. UserError for a name that is not among `classes`, with `source`, the line in it
+    where `labels` are a file's, and the image."""
     column = {name: index for index, name in enumerate(classes)}
     present = np.zeros((len(ids), len(classes)), dtype=np.uint8)
     labelled = np.zeros(len(ids), dtype=bool)
@@ -170,12 +180,18 @@ def encode_labels(
         labelled[row] = names is not None
         for name in names or ():
             if name not in column:
+                line = labels.lines.get((id, name)) if isinstance(labels, FileLabels) else None
+                known = hint(name, classes) or f", none of {_some(classes)}"
                 raise UserError(
-                    f"{source}: image {id} has the unknown class {name!r}{hint(name, classes)}; "
-                    "correct it or give the list of classes"
+                    f"{source}{', ' * (line is not None)}{line or ''}: image {id} has the unknown class "
+                    f"{name!r}{known}; correct it, or add it to classes.txt (data.classes, where that is set)"
                 )
             present[row, column[name]] = 1
     return LabelTable(present, labelled)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_CLASSES]) + ", ..." * (len(names) > _SHOWN_CLASSES)
 
 
 def require_labels(table: LabelTable, ids: Sequence[str], source: str) -> None:
@@ -258,7 +274,7 @@ class _Spelling:
 
 
 def _gather(path: Path, entries: Sequence[Entry], spelling: _Spelling, images: ImageNames, say: Say) -> Labels:
-    labels: Labels = {}
+    labels = FileLabels()
     rows: Counter[str] = Counter()
     absent: list[str] = []
     empty = 0
@@ -278,7 +294,10 @@ def _gather(path: Path, entries: Sequence[Entry], spelling: _Spelling, images: I
                 f"{path}, {entry.line}: image {entry.image} has classes in one row and none of them in another; "
                 "correct it"
             )
-        labels[id] = tuple(dict.fromkeys((*labels.get(id, ()), *(spelling[name] for name in entry.names))))
+        names = [spelling[name] for name in entry.names]
+        labels[id] = tuple(dict.fromkeys((*labels.get(id, ()), *names)))
+        for name in names:
+            labels.lines.setdefault((id, name), entry.line)
     if absent and len(absent) == len(entries):
         raise UserError(
             f"{path}: none of its images is there, first {absent[0]!r}{images.nearest(absent[0])}; correct the names"

@@ -119,6 +119,13 @@ def find_masks(
     )
 
 
+def require_usable(problems: Sequence[str], count: int) -> None:
+    """UserError if any of `count` masks has a problem: the first of them, and how many there are."""
+    if problems:
+        more = f" ({len(problems)} of {count} masks cannot be used)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+
+
 def require_sound(shown: Iterable[np.ndarray], where: str) -> None:
     """UserError if masks, of each of which `shown` has the values, cannot be the truth of anything."""
     images: Counter[int] = Counter(value for values in shown for value in values.tolist())

@@ -63,6 +63,8 @@ def open_dataset(
     if packed is None:
         require_files(layout.images, layout.listing)
     given = Path(labels).expanduser() if labels is not None else None
+    if given is not None and not given.is_file() and (root / given).is_file():
+        raise UserError(f"{given}: no such file (did you mean {str(root / given)!r}?); check the path")
     if say is not None:
         for note in layout.notes:
             say(f"{split}: {note}")

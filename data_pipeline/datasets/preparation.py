@@ -19,7 +19,7 @@ from cosa_fast.data_pipeline.datasets.labels import (
     require_labels,
     write_labels,
 )
-from cosa_fast.data_pipeline.datasets.masks import ignore_index, values_in
+from cosa_fast.data_pipeline.datasets.masks import ignore_index, require_usable, values_in
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.subset import masked_part
@@ -232,22 +232,25 @@ def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
 
 def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int = 0) -> tuple[Labels, list[Size]]:
     """(image id -> the classes that its mask shows, (width, height) per image), after every image, and the masks of
-    those at `masks`, have been decoded by `workers` threads. UserError if any is bad; each is named on stderr before.
+    those at `masks`, have been decoded by `workers` threads. UserError if any image is bad, each of which is named on
+    stderr before; or if masks cannot be used.
     """
     wanted, ignored = set(masks), ignore_index(len(dataset.classes))
 
-    def look(index: int) -> tuple[tuple[str, ...], Size, str | None]:
+    def look(index: int) -> tuple[tuple[str, ...], Size, str, str]:
         try:
             image = dataset.image(index)
+        except UserError as error:
+            return (), (0, 0), str(error), ""
+        try:
             values = values_in(dataset.mask(index, (image.height, image.width))) if index in wanted else ()
         except UserError as error:
-            return (), (0, 0), str(error)
-        names = tuple(dataset.classes[value - 1] for value in values if value not in (0, ignored))
-        return names, image.size, None
+            return (), image.size, "", str(error)
+        return tuple(dataset.classes[value - 1] for value in values if value not in (0, ignored)), image.size, "", ""
 
     with ThreadPoolExecutor(max(1, workers), "cosa_fast prepare") as pool:
-        names, sizes, problems = zip(*pool.map(look, range(len(dataset))), strict=True)
-    bad = [problem for problem in problems if problem]
+        names, sizes, of_images, of_masks = zip(*pool.map(look, range(len(dataset))), strict=True)
+    bad = [problem for problem in of_images if problem]
     for problem in bad:
         print(f"bad: {problem}", file=sys.stderr)
     if bad:
@@ -255,6 +258,7 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
             f"{len(bad)} of {len(dataset)} images are bad (listed above), no label file written; "
             "replace them or take them off the list, and run again"
         )
+    require_usable([problem for problem in of_masks if problem], len(wanted))
     return dict(zip(dataset.ids, names, strict=True)), list(sizes)
 
 

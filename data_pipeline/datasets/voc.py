@@ -14,7 +14,7 @@ from cosa_fast.data_pipeline.datasets.layout import Layout, file_names
 from cosa_fast.data_pipeline.datasets.masks import MaskFiles, find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.errors import UserError, hint
-from cosa_fast.files import read_lines, write_text
+from cosa_fast.files import nearest, read_lines, write_text
 
 CLASSES = (
     "aeroplane",
@@ -272,8 +272,9 @@ def _missing_list(root: Path, path: Path, split: str) -> str:
 
 
 def _missing_root(root: Path) -> str:
+    near = "" if root.exists() else nearest(root)
     return (
-        f"{root / IMAGES}: no PASCAL VOC images there; unpack VOCtrainval_11-May-2012.tar and, for train_aug, "
+        f"{root / IMAGES}: no PASCAL VOC images there{near}; unpack VOCtrainval_11-May-2012.tar and, for train_aug, "
         "SegmentationClassAug.zip (train_aug.txt comes with the SBD lists), or run: python -m cosa_fast.prepare voc "
         "--download; give the VOC2012 folder with data.root=..., or try: python -m cosa_fast.train demo.yaml"
     )

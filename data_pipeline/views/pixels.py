@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from cosa_fast.data_pipeline.batch import sent
 from cosa_fast.data_pipeline.datasets.masks import IGNORE_INDEX, WIDE_IGNORE_INDEX
 from cosa_fast.data_pipeline.views.parameters import COLOUR_OPERATIONS, AugmentConfig, AugmentParameters
 
@@ -123,15 +124,13 @@ def normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...
 def normalise_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(..., 3, H, W) float32, contiguous, of (..., H, W, 3) uint8 on any device."""
     values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-    scale = 255 * torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    scale, shift = (sent(255 * torch.tensor(each).view(3, 1, 1), pixels.device) for each in (std, mean))
     return values.sub_(shift).div_(scale)
 
 
 def denormalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """What `normalise_pixels` was given, of (..., 3, H, W) float: (..., 3, H, W) uint8."""
-    scale = 255 * torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    scale, shift = (sent(255 * torch.tensor(each).view(3, 1, 1), images.device) for each in (std, mean))
     return (images * scale + shift).round_().to(torch.uint8)
 
 

@@ -106,6 +106,13 @@ def test_without_a_gpu_the_kernels_resources_and_limits_are_told(opened: Opened)
         (kernels.main, ["--providers", "theirs"], "--providers: got 'theirs', want of ours, eager, compiled"),
         (kernels.main, ["--sweeps", "width"], "--sweeps: got 'width', want of batch, "),
         (kernels.main, ["--architectures", "sm_1"], "--architectures: got 'sm_1', want of sm_80, "),
+        (
+            throughput.main,
+            ["--provider=ours", "--windws", "3"],
+            "unknown option --windws (did you mean '--windows'?)",
+        ),
+        (data.main, ["--stages", "decodng"], "--stages: 'decodng' is none of "),
+        (data.main, ["--images", "many"], "--images: 'many' is no whole number; all options"),
         *(
             (door, ["--out", "/dev/null/x.json"], "--out /dev/null/x.json: no folder can be made there (")
             for door in (throughput.main, data.main, memory.main, kernels.main, precision.main)

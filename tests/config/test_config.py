@@ -95,7 +95,7 @@ def test_voc_yaml_states_every_setting() -> None:
     fields = {
         field.name: {item.name for item in dataclasses.fields(field.default_factory())}
         for field in dataclasses.fields(Config)
-    }  # type: ignore[misc]
+    }
     assert {section: set(keys) for section, keys in written.items()} == fields
 
 
@@ -184,8 +184,8 @@ def test_every_number_has_both_bounds() -> None:
     """Nothing absurd is to reach what computes: the settings of the views check themselves, with bounds for each."""
     inherited = {item.name for item in dataclasses.fields(AugmentConfig)}
     for section in dataclasses.fields(Config):
-        kinds = typing.get_type_hints(section.default_factory)  # type: ignore[misc]
-        for item in dataclasses.fields(section.default_factory):  # type: ignore[misc]
+        kinds = typing.get_type_hints(section.default_factory)
+        for item in dataclasses.fields(section.default_factory):
             numeric = {int, float} & {kinds[item.name], *typing.get_args(kinds[item.name])}
             if numeric and not (section.name == "data" and item.name in inherited):
                 assert {"low", "high"} <= item.metadata.keys(), f"{section.name}.{item.name}"

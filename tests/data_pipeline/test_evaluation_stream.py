@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.data_pipeline.evaluation_stream import Loading, evaluation_stream
+from cosa_fast.data_pipeline.evaluation_stream import Loading, Shown, evaluation_stream
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
 
@@ -43,7 +42,7 @@ def dataset(root: Path) -> ImageDataset:
 
 def read(
     dataset: ImageDataset, pipeline: str, batch_size: int, indices: list[int] | None = None, threads: int = 2
-) -> list[tuple[list[int], Tensor, Tensor]]:
+) -> list[Shown]:
     chosen = list(range(len(dataset))) if indices is None else indices
     loading = Loading(pipeline, threads)  # type: ignore[arg-type]
     return list(evaluation_stream(dataset, chosen, batch_size, MEAN, STD, CPU, loading))
@@ -51,7 +50,7 @@ def read(
 
 def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 1, [7, 1, 3, 4, 0])
-    for index, (indices, images, truths) in zip([7, 1, 3, 4, 0], batches, strict=True):
+    for index, (indices, images, truths, _) in zip([7, 1, 3, 4, 0], batches, strict=True):
         assert indices == [index]
         assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
         assert torch.equal(truths[0], torch.from_numpy(dataset.mask(index)))
@@ -60,9 +59,9 @@ def test_one_by_one_they_come_in_order_bit_for_bit(dataset: ImageDataset, pipeli
 
 def test_batches_are_of_one_size_and_hold_every_image_once(dataset: ImageDataset, pipeline: str) -> None:
     batches = read(dataset, pipeline, 2)
-    assert sorted(len(indices) for indices, _, _ in batches) == [1, 1, 1, 2, 2, 2]
+    assert sorted(len(indices) for indices, *_ in batches) == [1, 1, 1, 2, 2, 2]
     found = {}
-    for indices, images, truths in batches:
+    for indices, images, truths, _ in batches:
         found |= {index: pair for index, *pair in zip(indices, images, truths, strict=True)}
     assert sorted(found) == list(range(len(dataset)))
     for index, (image, truth) in found.items():
@@ -141,7 +140,7 @@ def test_a_bad_file_is_named_after_all_before_it(root: Path, dataset: ImageDatas
 
 def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: str) -> None:
     dataset = open_dataset("voc", voc_animals, "val", need_labels=False)
-    for index, (_, images, _) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
+    for index, (_, images, *_) in enumerate(read(dataset, pipeline, 1, list(range(12)))):
         assert torch.equal(images[0], normalise(dataset.image(index), MEAN, STD))
 
 
@@ -150,7 +149,7 @@ def test_real_images_are_the_same_whoever_decodes(voc_animals: Path, pipeline: s
 def test_on_a_gpu_they_arrive_there(dataset: ImageDataset, pipeline: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     stream = evaluation_stream(dataset, range(9), 1, MEAN, STD, device, Loading(pipeline))  # type: ignore[arg-type]
-    for index, (_, images, truths) in enumerate(stream):
+    for index, (_, images, truths, _) in enumerate(stream):
         assert images.device == truths.device == device
         assert torch.equal(truths[0].cpu(), torch.from_numpy(dataset.mask(index)))
         steps = (images[0].cpu() - normalise(dataset.image(index), MEAN, STD)).abs() * 255 * min(STD)

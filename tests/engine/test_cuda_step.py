@@ -13,9 +13,11 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine import capture
 from cosa_fast.engine.base import EngineBase, NonFiniteLoss
-from cosa_fast.engine.capture import WARM_UP, captures
+from cosa_fast.engine.capture import WARM_UP, captures, left_out
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
+from cosa_fast.errors import UserError
+from cosa_fast.network.attention_backends import refusal
 from cosa_fast.run.log import MeanMetrics
 
 CLASSES = 5  # of the tiny data set
@@ -75,6 +77,47 @@ def test_single_precision_follows_the_plain_engine(
     assert_alike(found, expected, 1e-4)
     assert (weights(fused) - weights(plain)).norm() / weights(plain).norm() < 1e-4
     assert is_captured(fused) == (device == "cuda")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "flash",
+        "packed",
+        *(pytest.param(k, marks=[pytest.mark.gpu, NO_GPU]) for k in ("cudnn", "efficient", "varlen", "xformers")),
+    ],
+)
+def test_networks_learn_alike_by_every_kernel(
+    kind: str, make_config: Callable[..., Config], batches: list[Batch]
+) -> None:
+    """Captured as well, where there is a GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision, dtype = ("bf16", torch.bfloat16) if device.type == "cuda" else ("fp32", torch.float32)
+    if (reason := refusal(kind, device, dtype)) is not None:
+        pytest.skip(reason)
+    engines = [
+        FusedEngine(
+            make_config(
+                *BOTH, *EXACT, f"run.precision={precision}", f"model.attention={name}", f"teacher.attention={name}"
+            ),
+            CLASSES,
+            device,
+        )
+        for name in ("sdpa", kind)
+    ]
+    assert engines[1].attentions == (kind, kind)
+    expected, found = (run(engine, batches, 2 * PHASE) for engine in engines)
+    assert_alike(found, expected, 1e-4 if device.type == "cpu" else 0.05)
+
+
+@pytest.mark.parametrize("engine", [Engine, FusedEngine])
+@pytest.mark.parametrize("key", ["model", "teacher"])
+def test_a_kernel_that_cannot_run_ends_the_run_before_weights_are_read(
+    key: str, engine: type[EngineBase], make_config: Callable[..., Config]
+) -> None:
+    config = make_config(f"{key}.attention=cudnn", "model.weights=/nowhere.pth")
+    with pytest.raises(UserError, match=f"^{key}.attention=cudnn: needs a GPU, .*; set it to auto or sdpa$"):
+        engine(config, CLASSES, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -192,5 +235,7 @@ def test_what_needs_the_host_is_not_captured(
         "run.capture=off", "run.backend=reference", "loss.guidance=noise", "model.checkpoint_blocks=true",
     ):  # fmt: skip
         assert not captures(make_config(override), cuda), override
+        assert left_out(make_config(override), cuda) == override
+        assert left_out(make_config(override), torch.device("cpu")) is None
     monkeypatch.setattr(capture, "HAS_TRITON", False)
     assert not captures(make_config(), cuda)

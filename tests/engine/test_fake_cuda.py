@@ -15,6 +15,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.kernels.launch.runtime import HAS_TRITON
+from cosa_fast.network.attention_backends import CUDNN
 from cosa_fast.network.build import build_model
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -40,6 +41,9 @@ VARIANTS = {
     "classification": ["optim.cotrain_after=100"],
     "float32": ["run.precision=fp32"],
     "packed attention": ["teacher.attention=packed"],
+    "flash and efficient attention": ["model.attention=flash", "teacher.attention=efficient"],
+    "cuDNN's attention": ["model.attention=cudnn", "teacher.attention=cudnn"],
+    "varlen attention": ["model.attention=varlen", "teacher.attention=varlen"],
     "a batch in parts": ["optim.accumulate=2"],
     "drop-path": ["model.arguments.drop_path_rate=0.2"],
     "energy": ["loss.energy=0.05"],
@@ -70,7 +74,10 @@ def second_step(overrides: list[str], name: str = "voc.yaml") -> tuple[Watch, di
     with torch.device("meta"):
         network = build_model(config.model, CLASSES)
     size = config.data.crop_size
-    with fake_cuda():
+    with fake_cuda(), pytest.MonkeyPatch.context() as patch:
+        # Whether a kernel runs on a device shows on the device alone, and only there is there a cuDNN.
+        patch.setattr("cosa_fast.network.attention_choice.run_once", lambda *_: None)
+        patch.setattr(torch.backends.cudnn, "version", lambda: CUDNN)
         engine = _Engine(config, CLASSES, DEVICE, network=network_on_cuda(network))
         views = (torch.empty(IMAGES, 3, size, size, device=DEVICE) for _ in range(2))
         labels = torch.empty(IMAGES, CLASSES, device=DEVICE)

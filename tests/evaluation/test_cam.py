@@ -16,14 +16,14 @@ def test_class_maps_have_the_confidence_and_category_of_fuse_cams(present: list[
     labels[0, present] = 1
     expected_confidence, expected_category = fuse_cams(cams, labels, size)
     indices = torch.tensor(present, dtype=torch.int64)
-    confidence, category = strongest(normalised_cams(cams, indices, size), indices)
+    confidence, category = strongest(normalised_cams(cams, indices[None], size)[0], indices)
     torch.testing.assert_close(confidence, expected_confidence[0], rtol=0, atol=1e-6)
     assert torch.equal(category, expected_category[0].long())
 
 
 def test_class_maps_without_flip_equal_those_with_a_mirrored_copy() -> None:
     cam = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(2))
-    present = torch.tensor([0, 2])
+    present = torch.tensor([[0, 2]])
     alone = normalised_cams([cam], present, (20, 31))
     torch.testing.assert_close(alone, normalised_cams([torch.cat([cam, cam.flip(-1)])], present, (20, 31)))
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation_support import CLASSES, MEAN, STD, ColourNet, block_masks, evaluate, make_dataset
+from evaluation_support import CLASSES, MEAN, STD, ColourNet, block_masks, evaluate, make_dataset, random_network
 from torch import Tensor
 
-from cosa_fast.config.schema import EvalConfig, TeacherConfig
+from cosa_fast.config.schema import Config, DataConfig, EvalConfig, TeacherConfig
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.labels import LabelTable
 from cosa_fast.data_pipeline.views.pixels import normalise
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation import cam, gathering, inference, part
+from cosa_fast.evaluation.evaluator import Evaluator
 from cosa_fast.evaluation.result import EvalResult
 from cosa_fast.kernels import fuse_cams
 from cosa_fast.network.model import CoSANet, Outputs
@@ -131,6 +134,45 @@ def test_images_of_one_size_can_be_forwarded_together(tmp_path: Path, tiny_netwo
     )
     assert sorted(shape[0] for shape, _ in model.calls) == [2, 4, 4, 4]
     assert seen == list(range(1, len(masks) + 1))
+
+
+@pytest.mark.parametrize("protocol", ["native", "squashed"])
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_what_a_gpu_counts_together_is_what_a_cpu_counts_image_by_image(
+    tmp_path: Path, tiny_network: CoSANet, monkeypatch: pytest.MonkeyPatch, protocol: str, has_masks: bool
+) -> None:
+    """The GPU's way, here on the CPU: whole batches, all classes where the classifier chooses, copies of counters."""
+    masks = [mask[::step].copy() for step in (1, -1, 1) for mask in block_masks()]
+    masks[3] = 3 - masks[3]
+    dataset = make_dataset(tmp_path, masks)
+    if not has_masks:
+        present = np.array([[(mask == c + 1).any() for c in range(len(CLASSES))] for mask in masks], np.uint8)
+        table = LabelTable(present, np.ones(len(masks), bool))
+        dataset = ImageDataset(CLASSES, dataset.ids, [dataset.image_path(k) for k in range(len(masks))], table)
+    options: dict = {"scales": (1.0, 0.5), "cam_step": 0.1, "protocol": protocol}
+    common: dict = {"teacher": TeacherConfig(scales=(1.0, 1.5)), "crop_size": 64}
+    alone = evaluate(tiny_network, dataset, eval=EvalConfig(batch_size=1, **options), **common)
+    for module in (cam, gathering, part):
+        monkeypatch.setattr(module, "must_wait", lambda device: True)
+    monkeypatch.setattr(cam, "MAP_VALUES", 10_000)
+    monkeypatch.setattr(inference, "BAND_VALUES", 10_000)
+    together = evaluate(tiny_network, dataset, eval=EvalConfig(batch_size=3, **options), **common)
+    assert str(together) == str(alone)
+    assert alone.observed is not None
+    assert together.observed is not None
+    assert str(together.observed) == str(alone.observed)
+
+
+def test_networks_that_share_a_pass_score_what_each_scores_alone(tmp_path: Path, tiny_network: CoSANet) -> None:
+    dataset, networks = make_dataset(tmp_path, block_masks()), {"on": tiny_network, "an": random_network(5)}
+    seen: list[tuple[int, int]] = []
+    config = Config(data=DataConfig(mean=MEAN, std=STD), eval=EvalConfig(scales=(1.0, 0.5)))
+    evaluator = Evaluator(config, CLASSES, "cpu")
+    both = evaluator.evaluate_all(networks, dataset, progress=lambda *done: seen.append(done))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert str(both["on"]) != str(both["an"])
+    for name, network in networks.items():
+        assert str(both[name]) == str(evaluator.evaluate(network, dataset))
 
 
 def test_half_precision_changes_the_figures_a_little(tmp_path: Path, tiny_network: CoSANet) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
+from evaluation_support import ColourNet, block_masks, evaluate, make_dataset, random_network
 from torch import Tensor, nn
 
 from cosa_fast.evaluation import inference
@@ -42,3 +42,22 @@ def test_modes_come_back_even_after_an_error(tmp_path: Path) -> None:
             evaluate(model, dataset)
         assert model.training
         assert not model.get_submodule("norm").training
+
+
+def test_a_network_packed_for_training_takes_all_scales_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = random_network().eval()
+    images = torch.randn(2, 3, 40, 57, generator=torch.Generator().manual_seed(1))
+    rows = inference.scaled_rows(images, (1.0, 0.5, 1.5, 1.0), flip=True, stride=network.stride)
+    with torch.no_grad():
+        apart = inference.forward_rows(network, rows, (1.0, 0.5))
+        network.encoder.attend("packed")
+        monkeypatch.setattr(network, "forward", None)
+        together = inference.forward_rows(network, rows, (1.0, 0.5))
+    assert not network.encoder._segments, "an evaluation sees hundreds of sizes"
+    assert list(together) == [1.0, 0.5, 1.5]
+    assert together[1.5].seg is None
+    for scale, expected in apart.items():
+        for own, other in zip(together[scale], expected, strict=True):
+            assert (own is None) == (other is None)
+            if own is not None:
+                torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)

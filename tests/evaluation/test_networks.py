@@ -132,8 +132,12 @@ def test_objects_are_never_built_from_a_file(tmp_path: Path) -> None:
 def test_a_missing_file_says_where_checkpoints_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; checkpoints are in"):
         load(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="no such file"):
-        load(tmp_path)
+    (tmp_path / "mine/checkpoints").mkdir(parents=True)
+    (tmp_path / "mine/checkpoints/best.pt").touch()
+    with pytest.raises(UserError, match=r"none\.pt: no such file \(did you mean '.*/mine'\?\)"):
+        load(tmp_path / "mien/checkpoints/none.pt")
+    with pytest.raises(UserError, match=r"mine: is a folder; give one of .*mine/checkpoints/, for example best\.pt"):
+        load(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("overrides", [(), ("model.aux_layer=null", "threshold.mode=fixed")])

@@ -8,6 +8,8 @@ import torch
 from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
 from sklearn.metrics import confusion_matrix
 
+from cosa_fast.distributed import ALONE
+from cosa_fast.evaluation.gathering import finish
 from cosa_fast.evaluation.metrics import ConfusionMatrix
 from cosa_fast.evaluation.observed import BINS, OUTCOMES, Observed, Observer
 from cosa_fast.evaluation.result import EvalResult
@@ -58,12 +60,12 @@ def test_the_sweep_is_that_of_the_best_threshold(observed: Observed, result: Eva
 
 
 def test_outcomes_of_pixels() -> None:
-    observer = Observer([7], torch.device("cpu"))
-    confidence = torch.tensor([[0.0, 0.5, 1.0, 0.5]])
-    category, truth = torch.tensor([[1, 1, 2, 2]]), torch.tensor([[1, 0, 255, 1]], dtype=torch.uint8)
-    with observer.image(7, matrix := ConfusionMatrix(3)):
-        observer.add_map("cam", confidence, category, truth)
-        matrix.update(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]))
+    observer, matrix = Observer([7], torch.device("cpu")), ConfusionMatrix(3)
+    confidence = torch.tensor([[[0.0, 0.5, 1.0, 0.5]]])
+    category, truth = torch.tensor([[[1, 1, 2, 2]]]), torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
+    observer.add_map("cam", confidence, category, truth)
+    observer.add_quality([0], matrix.add(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])))
+    finish(observer.counted(), ALONE)
     found = observer.observed(matrix.counts)
     rows = {name: found.confidence["cam"][:, place].nonzero()[:, 0].tolist() for place, name in enumerate(OUTCOMES)}
     assert rows == {"right": [0], "background": [BINS // 2], "wrong": [BINS // 2], "unknown": [BINS - 1]}
@@ -74,11 +76,11 @@ def test_outcomes_of_pixels() -> None:
 
 def test_ranks_add_up() -> None:
     parts = [Observer([3, 5], torch.device("cpu")) for _ in range(2)]
-    for index, observer in zip((3, 5), parts, strict=True):
-        with observer.image(index, matrix := ConfusionMatrix(2)):
-            matrix.update(torch.tensor([1]), torch.tensor([index == 5]).long())
-    for own, other in zip(parts[0].tensors(), parts[1].tensors(), strict=True):
-        own += other
+    for position, observer in enumerate(parts):
+        counts = ConfusionMatrix(2).add(torch.tensor([[1]]), torch.tensor([[position]]))
+        observer.add_quality([position], counts)
+    for own, other in zip(*(observer.counted() for observer in parts), strict=True):
+        own.counts += other.counts
     assert parts[0].observed(torch.zeros(2, 2)).quality == (0.0, 100.0)
 
 

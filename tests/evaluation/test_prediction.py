@@ -25,7 +25,19 @@ def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
 
 
 def test_sources_that_hold_no_image_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        file_sources([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="no images in"):
+    with pytest.raises(UserError, match=r"no images in .*; they end in \.jpg"):
         file_sources([tmp_path])
+    picture(tmp_path / "photos" / "a.jpg")
+    with pytest.raises(UserError, match=r"phtos: no such file or folder \(did you mean '.*/photos'\?\); give"):
+        file_sources([tmp_path / "phtos"])
+    with pytest.raises(UserError, match=r"b\.jpg: no such file or folder .did you mean '.*/a\.jpg'"):
+        file_sources([tmp_path / "photos/b.jpg"])
+    with pytest.raises(UserError, match=r"no images in .*; those in folders below it .* for example .*/photos$"):
+        file_sources([tmp_path])
+
+
+def test_hidden_files_of_a_folder_are_no_images(tmp_path: Path) -> None:
+    """As archives of macOS bring them."""
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "._a.jpg").write_bytes(b"\0\5\x16\7")
+    assert [source.name for source in file_sources([tmp_path])] == ["a"]

@@ -23,7 +23,7 @@ def image() -> Image.Image:
 
 
 def test_maps_are_of_the_images_size_and_of_its_classes(image: Image.Image) -> None:
-    seen = see(ColourNet(), CONFIG, image, torch.tensor([0]))  # type: ignore[arg-type]
+    seen = see(ColourNet(), CONFIG, image, torch.tensor([0]))
     assert [cam.shape for cam in seen.cams] == [(1, 40, 57)] * 2
     confidence, category = seen.strongest()
     assert set(category.unique().tolist()) == {1}
@@ -36,7 +36,7 @@ def test_maps_are_of_the_images_size_and_of_its_classes(image: Image.Image) -> N
 
 
 def test_without_labels_the_classifier_says_which_classes(image: Image.Image) -> None:
-    seen = see(ColourNet(aux=False), CONFIG, image)  # type: ignore[arg-type]
+    seen = see(ColourNet(aux=False), CONFIG, image)
     assert seen.present.tolist() == (seen.scores > 0).nonzero()[:, 0].tolist()
     assert 0 in seen.present.tolist()
     assert len(seen.cams) == 1
@@ -44,16 +44,16 @@ def test_without_labels_the_classifier_says_which_classes(image: Image.Image) ->
 
 
 def test_logits_decide_the_segmentation_and_labels_limit_it(image: Image.Image) -> None:
-    seen = see(ColourNet(), CONFIG, image, torch.tensor([0]), with_logits=True)  # type: ignore[arg-type]
+    seen = see(ColourNet(), CONFIG, image, torch.tensor([0]), with_logits=True)
     assert seen.logits is not None
     assert np.array_equal(seen.logits.argmax(0), seen.segmentation)
-    none = see(ColourNet(), CONFIG, image, torch.tensor([], dtype=torch.int64), label_aware=True)  # type: ignore[arg-type]
+    none = see(ColourNet(), CONFIG, image, torch.tensor([], dtype=torch.int64), label_aware=True)
     assert not none.segmentation.any()
     assert none.strongest()[1].sum() == 0
 
 
 def test_scales_and_size_are_those_asked_for(image: Image.Image) -> None:
     network = ColourNet()
-    seen = see(network, replace(CONFIG, eval=EvalConfig(scales=(1.0, 2.0))), image, size=(10, 20), scales=(0.5,))  # type: ignore[arg-type]
+    seen = see(network, replace(CONFIG, eval=EvalConfig(scales=(1.0, 2.0))), image, size=(10, 20), scales=(0.5,))
     assert seen.segmentation.shape == (10, 20)
     assert [seg for _, seg in network.calls] == [False, True], "the decoder runs at its own scales only"

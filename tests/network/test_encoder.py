@@ -280,3 +280,13 @@ def test_rotary_positions_that_are_drawn_anew_are_not_kept():
     encoder.train()
     assert not torch.equal(rope.get_embed((2, 3)), rope.get_embed((2, 3)))
     assert rope.kept == {}
+
+
+def test_sizes_of_an_evaluation_take_no_room_from_trainings():
+    encoder = make("vit_small_patch16_dinov3", SMALL)
+    rope = encoder.backbone.rope
+    rope.kept.clear()
+    with inference(encoder):
+        rope.get_embed((2, 3))
+        assert len(rope.kept) == 1
+    assert rope.kept == {}

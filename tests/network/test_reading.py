@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +65,36 @@ def test_other_objects_are_refused_in_a_short_line_without_terminal_codes(value:
         read_file(tmp_path / "w.pth")
     assert len(str(caught.value)) < 150
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("name", ["w.pt", "old.pt", "w.safetensors"])
+def test_a_file_that_is_cut_short_is_to_be_copied_again(name: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "w.safetensors":
+        safetensors.torch.save_file({"weight": torch.ones(100, 100)}, path)
+    else:
+        torch.save({"weight": torch.ones(100, 100)}, path, _use_new_zipfile_serialization=name == "w.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UnreadableError, match=r"^it is truncated or damaged$") as caught:
+        read_file(path)
+    assert caught.value.remedy.startswith("copy or download it again")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><html>Not found", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a Git LFS pointer"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_what_came_in_place_of_a_file_is_named(content: bytes, reason: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableError, match=f"^it is {reason}"):
+        read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.report.__main__ import main
 from cosa_fast.report.distributions import confused_pairs
 from cosa_fast.report.page import write
-from cosa_fast.report.reading import read_runs
+from cosa_fast.report.reading import read_runs, runs_in
 from cosa_fast.run.training import train
 
 FIGURES = {
@@ -143,6 +143,9 @@ def test_runs_side_by_side_with_what_differs_and_names_that_are_no_markup(run: P
     (other / "observed/pictures.json").write_text(json.dumps(pictures))
     with pytest.raises(UserError, match="say where to"):
         main([str(run), str(other)])
+    assert runs_in(other) == runs_in(tmp_path) == [other]
+    with pytest.raises(UserError, match=r"/othre: no such folder \(did you mean '.*/other'\?\)"):
+        main([str(tmp_path / "othre")])
     assert main([str(run), str(other), "-o", str(tmp_path / "both.html")]) == 0
     page = read(tmp_path / "both.html")
     assert "teacher.momentum 0.9 0.5" in page.text

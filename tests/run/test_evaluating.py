@@ -8,6 +8,7 @@ from cosa_fast import evaluate
 from cosa_fast.config.schema import Config
 from cosa_fast.evaluation.networks import load, load_networks
 from cosa_fast.run.evaluating import headline
+from cosa_fast.run.log import read_log
 from cosa_fast.run.training import train
 
 
@@ -48,3 +49,16 @@ def test_best_pt_says_by_what_and_on_which_images_it_was_chosen(
     capsys.readouterr()
     evaluate.main([str(summary.folder.best), "--network", "an"])
     assert f"chosen by {figure} = {chosen['value']:.2f} on val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("select", "seen"), [("label-free", [4]), ("label-aware", [2, 4])])
+def test_an_alone_is_evaluated_until_the_end(select: str, seen: list[int], make_config: Callable[..., Config]) -> None:
+    overrides = ("eval.networks=teacher", "eval.every=2", "optim.iterations=4", "optim.cotrain_after=2")
+    summary = train(make_config(f"eval.select={select}", *overrides))
+    records = read_log(summary.folder.log)
+    iterations = {
+        kind: [record["iteration"] for record in records if record["kind"] == f"eval_{kind}"]
+        for kind in ("student", "teacher")
+    }
+    assert iterations == {"student": seen, "teacher": [2, 4]}
+    assert list(summary.results) == ["on", "an"]

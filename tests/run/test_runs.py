@@ -168,6 +168,10 @@ def test_an_existing_run_is_refused_and_left_alone(run: tuple[Path, Config], mak
 
     with pytest.raises(UserError, match=r"holds a run already .*--resume auto.*--overwrite"):
         train(config)
+    for mistake in ("data.root=nowhere", "data.crop_size=60", "eval.classes=[dot]", "model.weights=no.pt"):
+        key = mistake.partition("=")[0]
+        with pytest.raises(UserError, match="no PASCAL VOC images" if key == "data.root" else key):
+            train(make_config(f"run.output={run[0].parent}", "run.name=whole", mistake))
 
     assert {path: path.stat().st_mtime_ns for path in run[0].rglob("*") if path.is_file()} == before
 

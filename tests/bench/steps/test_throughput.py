@@ -10,7 +10,17 @@ from bench_support import assert_chart, assert_keys_of
 
 from bench import throughput
 from bench.steps.comparison import OUT_OF_TIME, Plan, compare, matrix_rate
-from bench.steps.providers import ABLATIONS, OneBatch, Step, changed, class_count, providers, synthetic_batch
+from bench.steps.providers import (
+    ABLATIONS,
+    KINDS,
+    OneBatch,
+    Step,
+    attention_providers,
+    changed,
+    class_count,
+    providers,
+    synthetic_batch,
+)
 from bench.steps.throughput import grid
 from bench.tables import OUT_OF_MEMORY
 from bench.timing import Timing
@@ -147,6 +157,25 @@ def test_the_matrix_rate_is_that_of_the_fastest_product(monkeypatch: pytest.Monk
     monkeypatch.setattr("bench.steps.comparison.time_run", lambda *_: next(times))
     assert matrix_rate(CPU, torch.float32, (16, 32, 48)) == {
         "flop_per_second": 2000 * 32**3 / 2.0, "side": 32, "type": "float32",
+    }  # fmt: skip
+
+
+def test_every_kernel_for_attention_has_a_row_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measured(tmp_path, "--classes", "5", "--attention", "--no-chart")["results"][0]["providers"]
+    expected = {f"{network} by {kind}" for network in ("ON", "AN") for kind in KINDS} - {"ON by packed"}
+    assert set(found) == {"ours", *expected}
+    printed = capsys.readouterr().out
+    for name, row in found.items():
+        if name.split()[-1] in ("ours", "sdpa", "flash", "packed"):
+            assert row["ms"] > 0
+        else:
+            key = {"ON": "model", "AN": "teacher"}[name[:2]]
+            assert row["error"].startswith(f"{key}.attention={name.split()[-1]}: needs a GPU, ")
+            assert f"{name}: failed: {row['error']}" in printed
+    assert set(attention_providers(load_config("voc.yaml", SMALL), 5, CPU, ["flash"])) == {
+        "ours", "AN by flash", "ON by flash",
     }  # fmt: skip
 
 

@@ -55,6 +55,25 @@ def test_unknown_class_names_the_nearest_known_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("f.csv", "image,class\na,dog\na,ca\nb,dgo\n", "line 4: image b"),
+        ("f.json", '{"a": ["dog"], "b": ["dog", "dgo"]}', "the entry of image b: image b"),
+    ],
+)
+def test_an_unknown_class_is_told_with_its_line_and_the_list_of_classes(
+    name: str, content: str, place: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    labels = read_labels(tmp_path / name, CLASSES)
+    remedy = r"\(did you mean 'dog'\?\); correct it, or add it to classes\.txt"
+    with pytest.raises(UserError, match=rf"f\.\w+, {place} has the unknown class 'dgo' {remedy}"):
+        encode_labels(labels, ["b"], CLASSES, str(tmp_path / name))
+    with pytest.raises(UserError, match="'unicorn', none of cat, dog"):
+        encode_labels({"a": ("unicorn",)}, ["a"], CLASSES, "f.json")
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("broken.json", b'{"a": ['),
