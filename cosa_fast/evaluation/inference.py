@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from cosa_fast.evaluation.cam import Slots
 from cosa_fast.network.attention_backends import any_size
-from cosa_fast.network.model import CoSANet, Outputs
+from cosa_fast.network.build import SegmentationNetwork
+from cosa_fast.network.model import Outputs
 from cosa_fast.network.resizing import resize_to_stride
 from cosa_fast.network.rotary import passing_sizes
+from cosa_fast.network.standalone import StandaloneNet
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
@@ -45,7 +47,10 @@ def scaled_rows(images: Tensor, scales: Iterable[float], *, flip: bool, stride: 
 
 
 def forward_rows(
-    model: CoSANet, rows: Mapping[float, Tensor], seg_scales: Iterable[float], dtype: torch.dtype = torch.float32
+    model: SegmentationNetwork,
+    rows: Mapping[float, Tensor],
+    seg_scales: Iterable[float],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[float, Outputs]:
     """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`. A network whose attention was
     packed for training (teacher.attention) takes all scales in one pass."""
@@ -53,14 +58,14 @@ def forward_rows(
     device = next(iter(rows.values())).device
     products = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with products, any_size():
-        if model.is_packed:
+        if not isinstance(model, StandaloneNet) and model.is_packed:
             outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
             return dict(zip(rows, outputs, strict=True))
         return {scale: model(each, seg=scale in wanted) for scale, each in rows.items()}
 
 
 def forward_scales(
-    model: CoSANet,
+    model: SegmentationNetwork,
     images: Tensor,
     scales: Iterable[float],
     *,
