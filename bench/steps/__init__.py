@@ -8,5 +8,6 @@ lattice: its permutohedral filter
 loss_path: the losses alone
 phases: where the time of a step goes
 prediction: what a step should take on a GPU
+evaluation: what an evaluation costs
 memory: a step's bytes, counted without data
 """
