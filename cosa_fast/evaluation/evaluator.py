@@ -21,7 +21,7 @@ from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError, hint
 from cosa_fast.evaluation.counting import Counts
 from cosa_fast.evaluation.gathering import finish
-from cosa_fast.evaluation.inference import forward_rows, inference, scaled_rows
+from cosa_fast.evaluation.inference import forward_rows, in_one_pass, inference, scaled_rows
 from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
 from cosa_fast.evaluation.part import Part, Seen, parts_of
 from cosa_fast.evaluation.protocol import Thresholds, protocol_of
@@ -30,7 +30,7 @@ from cosa_fast.evaluation.result import EvalResult
 if TYPE_CHECKING:
     from cosa_fast.config.schema import Config
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
-    from cosa_fast.network.model import CoSANet
+    from cosa_fast.network.build import SegmentationNetwork
 
 AnyResult = EvalResult | LabelResult
 
@@ -69,7 +69,7 @@ class Evaluator:
 
     def evaluate(
         self,
-        network: CoSANet,
+        network: SegmentationNetwork,
         dataset: ImageDataset,
         *,
         thresholds: Thresholds = (None, None),
@@ -82,7 +82,7 @@ class Evaluator:
 
     def evaluate_all(
         self,
-        networks: Mapping[str, CoSANet],
+        networks: Mapping[str, SegmentationNetwork],
         dataset: ImageDataset,
         *,
         thresholds: Thresholds = (None, None),
@@ -109,6 +109,7 @@ class Evaluator:
         with ExitStack() as stack:
             for network in networks.values():
                 stack.enter_context(inference(network))
+                stack.enter_context(in_one_pass(network, self._device))
             for shown in stream:
                 labels = shown.present if dataset.has_masks else _labels(dataset, shown.indices)
                 parts = parts_of([position[index] for index in shown.indices], labels, shown.truths)
@@ -133,7 +134,7 @@ class Evaluator:
 
     def look(
         self,
-        networks: Mapping[str, CoSANet],
+        networks: Mapping[str, SegmentationNetwork],
         counts: Mapping[str, Counts | LabelCounts],
         images: Tensor,
         parts: Sequence[Part],

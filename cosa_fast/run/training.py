@@ -15,10 +15,11 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, ranks_of_launch
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
+from cosa_fast.engine.standalone import StandaloneEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.files import write_text
@@ -133,9 +134,8 @@ class _Run:
         self.training_set, self.validation_set = open_datasets(config, self.notes.append)
         ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
-        engine = FusedEngine if config.run.engine == "fused" else Engine
-        self.engine: EngineBase = engine(config, len(self.training_set.classes), self.device, ranks)
-        _check_crop(config, self.engine.on.master.stride)
+        self.engine: TrainingEngine = _engine(config)(config, len(self.training_set.classes), self.device, ranks)
+        _check_crop(config, self.engine.learner.stride)
         self.best = float("-inf")
         self.metrics = MeanMetrics()
         self.evaluated = 0  # the iteration of the last evaluation
@@ -269,7 +269,7 @@ class _Run:
     def _flops(self) -> dict[bool, int | None]:
         """FLOPs of a step, by whether it co-trains; None where they cannot be counted, which is said."""
         try:
-            return {phase: step_flops(self.engine.on.master, self.config, cotraining=phase) for phase in (False, True)}
+            return {phase: step_flops(self.engine.learner, self.config, cotraining=phase) for phase in (False, True)}
         except UncountableError as error:
             self.log.message(f"no TFLOP/s in the log: {error}")
             return {False: None, True: None}
@@ -330,6 +330,12 @@ class _Run:
                 show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
         self.endings.save()
         return results
+
+
+def _engine(config: Config) -> type[FusedEngine] | type[Engine] | type[StandaloneEngine]:
+    if config.model.standalone:
+        return StandaloneEngine
+    return FusedEngine if config.run.engine == "fused" else Engine
 
 
 def _check_crop(config: Config, stride: int) -> None:
