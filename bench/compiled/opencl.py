@@ -38,19 +38,16 @@ class CompilerCrash(RuntimeError):
 
 
 def _binary(spirv: bytes) -> bytes:
-    """The machine code of a program, made in a process of its own: that compiler crashes on some, and then on fewer
-    without its optimisations. Kept beside the environment."""
+    """The machine code of a program, made in a process of its own, as that compiler crashes on some; kept beside the
+    environment."""
     folder = Path(sys.prefix) / "opencl" / "programs"
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / hashlib.sha256(spirv).hexdigest()
     made = source.with_suffix(".bin")
     if not made.exists():
         source.write_bytes(spirv)
-        for options in ("", "-cl-opt-disable"):
-            command = [sys.executable, "-c", _BUILD, str(source), str(made), options]
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                break
-        else:
+        command = [sys.executable, "-c", _BUILD, str(source), str(made)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
             raise CompilerCrash(f"OpenCL's compiler crashes on {source}")
     return made.read_bytes()
 
@@ -59,9 +56,9 @@ _BUILD = """
 import os, sys
 import pyopencl as cl
 from bench.compiled.opencl import _device
-source, made, options = sys.argv[1:]
+source, made = sys.argv[1:]
 context, _ = _device()
-program = cl.Program(context, open(source, "rb").read()).build(options)
+program = cl.Program(context, open(source, "rb").read()).build()
 open(made + "~", "wb").write(program.get_info(cl.program_info.BINARIES)[0])
 os.replace(made + "~", made)
 """
