@@ -49,8 +49,8 @@ BEFORE = {
     "cpu_ms_in_turns": {"before": [260.6, 255.3, 252.9, 245.8, 228.6, 231.5, 231.8, 232.8, 236.4],
                         "now": [133.6, 142.4, 111.0, 135.2, 110.2, 111.4, 182.3, 150.5, 151.0]},
 }  # fmt: skip
-# folder_small.yaml, tf_efficientnet_lite0, eight photographs of VOC, both networks, one thread: CPU seconds an image, in
-# turns: before, now, and now with eval.batch_size=4. The figures of all of them are equal.
+# folder_small.yaml, tf_efficientnet_lite0, eight photographs of VOC, both networks, one thread: CPU seconds an image in
+# turns, before, now, and now with eval.batch_size=4. The figures of all of them are equal.
 WHOLE_CPU = {"before": [0.656, 0.625, 0.655], "now": [0.566, 0.558, 0.588], "batch_size=4": [0.563, 0.605, 0.589]}
 
 

@@ -19,8 +19,8 @@ from cosa_fast.network.rotary import passing_sizes
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
-# Below so many pixels, of all scales and flips together, one scale alone is too small for a GPU, and one pass over all of
-# them is half of the launches. Above, its activations would only take more memory.
+# Below so many pixels, of all scales and flips together, one scale alone is too small for a GPU, and one pass over all
+# of them is half of the launches. Above, its activations would only take more memory.
 ONE_PASS_PIXELS = 1 << 23
 
 
