@@ -98,7 +98,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         """As argparse, which takes a positional of any number for a required one, unless it has a default."""
-        if settings.get("nargs") == "*":
+        if settings.get("nargs") == "*" and not names[0].startswith("-"):
             settings.setdefault("default", [])
         return super().add_argument(*names, **settings)
 

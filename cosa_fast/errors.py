@@ -3,6 +3,7 @@ this file; it imports nothing of the project."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from pathlib import PurePath
 
 LONGEST_MESSAGE = 500
 
@@ -24,9 +25,10 @@ class QuietError(UserError):
 
 def hint(name: str, known: Collection[str], prefix: str = "") -> str:
     """ " (did you mean 'X'?)" for the nearest known name, shown behind `prefix`; or nothing."""
-    lowered = {candidate.lower(): candidate for candidate in known}
+    ending = PurePath(name).suffix.lower()  # that two files share one makes them no more alike
+    lowered = {candidate.lower().removesuffix(ending): candidate for candidate in known}
     # The search takes time with the square of the lengths.
-    match = get_close_matches(name[:100].lower(), lowered, n=1, cutoff=0.6)
+    match = get_close_matches(name[:100].lower().removesuffix(ending), lowered, n=1, cutoff=0.6)
     return f" (did you mean {prefix + lowered[match[0]]!r}?)" if match else ""
 
 

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = RunFolder.of(config)
     another_s = set() if arguments.resume else _checkpoints(folder)
     with resumable(lambda: not _checkpoints(folder) <= another_s):
+        from cosa_fast.evaluation.networks import title
         from cosa_fast.report.page import write
         from cosa_fast.run.training import train  # here, where signals are obeyed: it takes seconds
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile, report=write
         )
     for name, result in summary.results.items():
-        print(f"\n{name.upper()} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
+        print(f"\n{title(name, config)} at iteration {summary.iteration}, {result.extent}\n{result.table()}")
     if summary.results:
         print(f"\n{summary.results['an'].legend()}\nwritten to {summary.directory}")
     return 0

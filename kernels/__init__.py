@@ -1,6 +1,6 @@
 """The operators of CoSA. METHOD's equation numbers are those of arXiv 2402.17891.
 
-Every function takes `backend`: "auto" runs Triton kernels on CUDA tensors and the definitions elsewhere, "reference"
+Every function takes `backend`: "auto" runs Triton kernels on CUDA tensors and plain PyTorch elsewhere, "reference"
 always the definitions, "triton" always the kernels (on CPU tensors under TRITON_INTERPRET=1). Inputs may have any float
 dtype and any strides; half types are computed in float32 and give float32 results, float64 is kept, so that derivatives
 can be checked. B images, C foreground classes, K = C + 1 channels with background at index 0, ignore index 255.
@@ -10,6 +10,7 @@ fuse_cams, perplexity, raw_cross_entropy, seg_to_cam_loss, contrastive_separatio
 bilateral_filter, dense_energy: one operator each
 contrastive_rows: what contrastive_separation compares, and its gradient's way back to the CAM
 reference: the definitions
+cpu: what "auto" runs on a CPU where the definitions would need large tensors
 launch: how kernels are launched, with which blocks, and how they are compiled without a GPU
 triton_functions: what several kernels share on the device
 sums: numerators and normalisers into losses, the class balance

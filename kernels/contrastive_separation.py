@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .contrastive_rows import Rows, empty_rows, scatter_rows, select_rows
 from .launch.runtime import ceil_div, configure, launch, scalar_on, tl, triton_jit, use_triton
 from .sums import Whole, mean_loss
@@ -417,7 +417,9 @@ def contrastive_separation(
             limit, float(temperature), float(alpha), per_image, cosine,
         )  # fmt: skip
         return mean_loss(sums, whole)
-    sums = reference.contrastive_separation(
+    values = len(cam) * confidence[0].numel() ** 2
+    plain = cpu if cpu.pays("contrastive_separation", backend, cam, values) else reference
+    sums = plain.contrastive_separation(
         cam,
         image_labels,
         category,

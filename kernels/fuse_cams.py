@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .launch.runtime import ceil_div, configure, launch, strides, tl, triton_jit, use_triton
 from .triton_functions import bilinear_tap, present_classes
 from .validation import TensorChecks, check_scales, check_size
@@ -300,4 +300,6 @@ def fuse_cams(
     if use_triton(backend, cams[0]):
         with torch.no_grad():
             return _forward(list(cams), image_labels, height, width, valid)
-    return reference.fuse_cams(cams, image_labels, (height, width), valid)
+    values = len(image_labels) * height * width
+    plain = cpu if cpu.pays("fuse_cams", backend, cams[0], values) else reference
+    return plain.fuse_cams(cams, image_labels, (height, width), valid)

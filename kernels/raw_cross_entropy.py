@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .launch.runtime import ceil_div, configure, launch, scalar_on, strides, tl, triton_jit, use_triton
 from .launch.table import Configuration
 from .perplexity import LOG2E, keep_inside, reliability
@@ -618,7 +618,9 @@ def raw_cross_entropy(
         bounds = None if bands is None else [bound for band in bands for bound in band]
         sums, *_ = _forward(logits, confidence, category, thresholds, valid, float(alpha), float(beta), bounds)
     else:
-        sums = reference.raw_cross_entropy(
+        values = logits.shape[1] * confidence[0].numel()
+        plain = cpu if cpu.pays("raw_cross_entropy", backend, logits, values) else reference
+        sums = plain.raw_cross_entropy(
             logits, confidence, category, thresholds, valid, alpha=alpha, beta=beta, ignore_band=bands
         )
     losses = balanced_loss(sums, foreground_weight, whole)

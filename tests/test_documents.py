@@ -173,14 +173,23 @@ SMALL = [
     *("teacher.scales=[1.0]", "optim.iterations=2", "optim.cotrain_after=1", "optim.warmup=1", "optim.batch_size=4"),
     *("eval.scales=[1.0]", "eval.flip=false", "eval.coexistence=[]", "eval.cam_step=0.25", "eval.limit=1"),
 ]
+# Of a standalone network.
+SMALL_ENCODER = ["model.backbone=tu-test_resnet", "model.weights=none"]
 
 
 def run_train(words: list[str], world: World) -> None:
     overrides = [word for word in words[1:] if SETTING.fullmatch(word)]
     config = load_config(words[0], overrides)  # as the page has it
+    settings = SMALL
+    if config.model.standalone:
+        pytest.importorskip("segmentation_models_pytorch")
+        place = str(config.data.pseudo_labels)
+        if not Path(place).is_dir():
+            run_predict(["runs/voc/checkpoints/best.pt", "--split", "train_aug", "--what", "cpl", "-o", place], world)
+        settings = [word for word in SMALL if not word.startswith("model.")] + SMALL_ENCODER
     if "--resume" not in words:
         shutil.rmtree(Path("runs") / config.run.name, ignore_errors=True)
-    assert train.main([*words, *SMALL]) == 0
+    assert train.main([*words, *settings]) == 0
     assert (Path("runs") / config.run.name / "results.json").is_file()
 
 
@@ -190,12 +199,14 @@ def require_run(checkpoint: str, world: World) -> None:
         model = ModelConfig("vit_tiny_patch16_224", weights="none", decoder_width=16, position_resampling="plain")
         save_official(Path(checkpoint), build_model(model, len(CLASSES)))
     elif not Path(checkpoint).is_file():
-        recipe = {"voc": "voc.yaml", "mine": "folder.yaml"}[Path(checkpoint).parts[1]]
+        recipe = {"voc": "voc.yaml", "mine": "folder.yaml", "voc_ms": "ms.yaml"}[Path(checkpoint).parts[1]]
         run_train(world.stand_in([recipe, "data.root=…"]), world)
 
 
 def run_evaluate(words: list[str], world: World) -> None:
-    require_run(words[0], world)
+    for word in words:
+        if word.endswith((".pt", ".pth")):
+            require_run(word, world)
     assert evaluate.main(words) == 0
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from evaluation_support import (
     CLASSES,
     MEAN,
@@ -21,6 +22,7 @@ from evaluation_support import (
 from cosa_fast.config.schema import Config, DataConfig, EvalConfig, OptimConfig, TeacherConfig
 from cosa_fast.errors import UserError
 from cosa_fast.evaluate import main
+from cosa_fast.evaluation.comparison import short_names
 
 
 @pytest.fixture
@@ -123,3 +125,47 @@ def test_a_crf_whose_package_is_missing_is_refused_before_the_work(
     monkeypatch.setattr("cosa_fast.evaluation.cleaning.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--crf pydensecrf: the package is not installed; pip install"):
         main([str(saved[0]), "--crf", "both", "data.root=/nowhere"])
+
+
+def test_several_checkpoints_are_compared_in_one_table(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = saved
+    state = torch.load(path, weights_only=True)
+    other = tmp_path / "runs/other/checkpoints/best.pt"
+    other.parent.mkdir(parents=True)
+    torch.save({**state, "teacher": state["student"]}, other)
+    output = tmp_path / "figures.json"
+    assert main([str(path), str(other), "eval.flip=false", "--limit", "2", "--json", str(output)]) == 0
+    printed = capsys.readouterr().out
+    records = json.loads(output.read_text())["checkpoints"]
+    assert [record["checkpoint"] for record in records] == [str(path), str(other)]
+    assert records[0]["student"] == records[1]["student"] == records[1]["teacher"]
+    rows = [line for line in printed.splitlines() if line.startswith(("other/best ", f"{tmp_path.name}/saved "))]
+    table = [line.split() for line in rows if not line.endswith("2 of 3 images of val")][-4:]
+    free = [f"{records[i][name]['summary']['seg_label_free']:.2f}" for i in (0, 1) for name in ("student", "teacher")]
+    assert [row[1:3] for row in table] == [[name, figure] for name, figure in zip(("ON", "AN") * 2, free, strict=True)]
+    assert printed.count("free: label-free") == 1, "one legend for all"
+    assert "not the same images" not in printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 100
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_before_another_is_evaluated(
+    saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.pt: no such file"):
+        main([str(saved[0]), "nowhere.pt"])
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/checkpoints/best.pt", "runs/b/checkpoints/best.pt"], ["a/best", "b/best"]),
+        (["x/a/checkpoints/best.pt", "y/a/checkpoints/best.pt"], ["x/a/best", "y/a/best"]),
+        (["a.pt", "a.pt"], ["a", "a"]),
+        (["/deit.pth", "/runs/a/checkpoints/00000300.pt"], ["deit", "a/00000300"]),
+    ],
+)
+def test_checkpoints_get_the_shortest_names_that_tell_them_apart(paths: list[str], names: list[str]) -> None:
+    assert short_names(paths) == names

@@ -29,6 +29,9 @@ def test_the_nearest_name_is_that_of_the_first_part_that_is_missing(
     assert nearest(Path("rnus/voc/best.pt")) == " (did you mean 'runs'?)"
     assert nearest(Path("runs/vco/best.pt")) == " (did you mean 'runs/voc'?)"
     assert nearest(tmp_path / "runs/vco") == f" (did you mean '{tmp_path}/runs/voc'?)"
+    (tmp_path / "folder.yaml").touch()
+    assert nearest(Path("foldre.yaml")) == " (did you mean 'folder.yaml'?)"
+    assert nearest(Path("nowhere.yaml")) == ""  # the common ending counts for nothing
     assert [nearest(Path(name)) for name in ("elsewhere", "x" * 5000, "a\0b")] == ["", "", ""]
 
 

@@ -320,7 +320,8 @@ def test_no_class_and_so_no_cam_is_explained(
     with_thresholds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "cosa_fast.evaluation.seeing.predicted_classes", lambda logits: torch.tensor([], dtype=torch.int64)
+        "cosa_fast.evaluation.seeing.predicted_labels",
+        lambda logits, images: torch.zeros(images, len(CLASSES), dtype=torch.bool),
     )
     source = picture(tmp_path / "a.jpg", 64, 48)
     arguments = [str(with_thresholds), str(source), "-o", str(tmp_path / "out")]

@@ -1,5 +1,6 @@
 """A tiny network on a tiny generated data set: small enough for real steps in every test."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ TINY: dict[str, Any] = {
     "eval": {"every": 100, "scales": [1.0], "flip": False, "cam_step": 0.25},
     "run": {"name": "tiny", "device": "cpu", "threads": 1, "log_every": 1, "checkpoint_every": 100, "keep": 20},
 }
+STANDALONE = {"architecture": "DeepLabV3Plus", "backbone": "tu-test_resnet", "weights": "none"}
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +76,28 @@ def make_config(tiny_values: dict[str, Any], tmp_path: Path) -> MakeConfig:
 
     def make(*overrides: str) -> Config:
         return config_from_dict(tiny_values, [f"run.output={tmp_path / 'runs'}", *overrides], where="tiny")
+
+    return make
+
+
+@pytest.fixture
+def cpl(data_root: Path, tmp_path: Path) -> Path:
+    """A folder as `predict --what cpl` leaves it; its pseudo-labels are the masks of the training images."""
+    (tmp_path / "cpl/masks").mkdir(parents=True)
+    for path in (data_root / "SegmentationClass").glob("train*.png"):
+        shutil.copy(path, tmp_path / "cpl/masks")
+    return tmp_path / "cpl"
+
+
+@pytest.fixture
+def make_standalone(tiny_values: dict[str, Any], cpl: Path, tmp_path: Path) -> MakeConfig:
+    """make_standalone("key=value", ...): a tiny run of CoSA-MS with overrides, writing below this test's folder."""
+    values = {**tiny_values, "model": STANDALONE}
+    common = [f"run.output={tmp_path / 'runs'}", f"data.pseudo_labels={cpl}"]
+    common += ["optim.cotrain_after=0", "optim.iterations=4"]
+
+    def make(*overrides: str) -> Config:
+        return config_from_dict(values, [*common, *overrides], where="tiny")
 
     return make
 

@@ -7,5 +7,6 @@ matrix: what an ablation file asks for
 ablation: its runs, one after the other or side by side
 averages: means over seeds and differences by seed, in tables
 estimators: what each threshold estimator loses
+standalone: CoSA-MS beside the CoSA that it learned from
 reading: a finished run's folder
 """

@@ -42,16 +42,6 @@ SIZE, CLASSES, PRESENT, STRIDE = (375, 500), 20, 2, 16
 LARGE = (3000, 4000)  # an image of 12 million pixels
 VAL_IMAGES = 1449
 NAMES = ("on", "an")
-# The same figures of commit 1dd3021, which took one image and network at a time, under the same counters: operators and
-# read-backs per image and network on a GPU; CPU time beside the network in turns with that of today, on one machine.
-BEFORE = {
-    "commit": "1dd3021", "operators": 1157, "of_counting": 473, "read_backs": 101, "cpu_ms_median": 235,
-    "cpu_ms_in_turns": {"before": [260.6, 255.3, 252.9, 245.8, 228.6, 231.5, 231.8, 232.8, 236.4],
-                        "now": [133.6, 142.4, 111.0, 135.2, 110.2, 111.4, 182.3, 150.5, 151.0]},
-}  # fmt: skip
-# folder_small.yaml, tf_efficientnet_lite0, eight photographs of VOC, both networks, one thread: CPU seconds an image in
-# turns, before, now, and now with eval.batch_size=4. The figures of all of them are equal.
-WHOLE_CPU = {"before": [0.656, 0.625, 0.655], "now": [0.566, 0.558, 0.588], "batch_size=4": [0.563, 0.605, 0.589]}
 
 
 class Operators(TorchDispatchMode):
@@ -211,7 +201,7 @@ def measure(images: int = 4, repetitions: int = 7) -> dict[str, Any]:
     network = build_model(config.model, CLASSES)
     counted = [on_a_gpu(config, network, count, size) for count, size in ((16, SIZE), (1, SIZE), (1, LARGE))]
     return {
-        "machine": machine(torch.device("cpu")), "counted": counted, "before": BEFORE, "whole_cpu_seconds": WHOLE_CPU,
+        "machine": machine(torch.device("cpu")), "counted": counted,
         "cpu_seconds": cpu_seconds(config, images, repetitions), "shares": shares(config, counted[0]["of_counting"]),
     }  # fmt: skip
 

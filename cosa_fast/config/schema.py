@@ -28,6 +28,8 @@ class DataConfig(AugmentConfig):
     with. `labels`: label file (None: searched in `root`). `pack`: the training split's images in one file, as
     `prepare --pack` writes it (None: image files).
 
+    `pseudo_labels`: the folder of masks that a standalone network learns from, as `predict --what cpl` writes it.
+
     `pipeline`: who decodes and augments (auto: DALI where it works, else torch; a resumed run keeps what it began
     with). `workers`: processes of the torch pipeline; threads of DALI, and of evaluation. `prefetch`: batches prepared
     ahead (torch: by each worker). `unreadable`: stop at an image that cannot be read, or skip it, which shows the next
@@ -39,6 +41,7 @@ class DataConfig(AugmentConfig):
     val_split: str | None = "val"
     labels: str | None = None
     pack: str | None = None
+    pseudo_labels: str | None = None
     classes: tuple[str, ...] | None = None
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     workers: int = bounded(8, low=0, high=256)
@@ -48,7 +51,9 @@ class DataConfig(AugmentConfig):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
+    """The network. `architecture`: CoSA's own, or a standalone one of segmentation_models_pytorch that learns from
+    pseudo-labels (CoSA-MS); of the other settings that one has `backbone`, the name of its encoder, `weights` and
+    `arguments`. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model. `aux_layer`: block of F†,
     counted from the end (None: no auxiliary head). `attention`: the kernel by which ON attends in training (auto: by
     the device, docs/performance.md). `position_resampling`: how a ViT's positions are interpolated to
     another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
@@ -57,6 +62,7 @@ class ModelConfig:
     (uniform). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes
     its blocks again in the backward pass instead of keeping what is inside."""
 
+    architecture: Literal["CoSA", "DeepLabV3Plus", "Segformer", "UPerNet"] = "CoSA"
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +75,11 @@ class ModelConfig:
     head_start: Literal["small", "uniform"] = "small"
     detach: Literal["none", "features", "weights", "both"] = "none"
     checkpoint_blocks: bool = False
+
+    @property
+    def standalone(self) -> bool:
+        """Whether it is the network of CoSA-MS: one alone, without CAM and without AN."""
+        return self.architecture != "CoSA"
 
 
 @dataclass(frozen=True)
@@ -276,6 +287,7 @@ def check_combinations(config: Config, where: str) -> None:
         "data.root": data.root,
         "data.labels": data.labels or "",
         "data.pack": data.pack or "",
+        "data.pseudo_labels": data.pseudo_labels or "",
         "data.train_split": data.train_split,
         "data.val_split": data.val_split or "",
     }.items():

@@ -1,12 +1,13 @@
 """The training step: AN assigns, ON learns, AN follows.
 
-`EngineBase` holds what both engines do alike, `learn` above all. engine/plain.py is the readable one, engine/fused.py
-does the same faster and is measured against it. Their checkpoints are interchangeable.
+`EngineBase` holds what both engines of CoSA do alike, `learn` above all. engine/plain.py is the readable one,
+engine/fused.py does the same faster and is measured against it. Their checkpoints are interchangeable.
+`TrainingEngine` is what a run needs of these, and of engine/standalone.py.
 """
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +25,9 @@ from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.method.assignment import Assignment, AssignmentNetwork
 from cosa_fast.method.objective import Objective
-from cosa_fast.method.threshold import build_thresholds
+from cosa_fast.method.threshold import DynamicThreshold, FixedThreshold, build_thresholds
 from cosa_fast.network.attention_choice import check_attention, choose_attention
-from cosa_fast.network.build import build_model
+from cosa_fast.network.build import SegmentationNetwork, build_model
 from cosa_fast.network.model import CoSANet
 
 logger = logging.getLogger(__name__)
@@ -59,28 +60,24 @@ class OnlineNetwork:
     compute: CoSANet
 
 
-class EngineBase(ABC):
-    """ON, AN and thresholds, and what they learn from.
+class TrainingEngine(ABC):
+    """Networks that learn, step by step.
 
-    `on` and `an` hold `.master` and `.compute` each. `working`: the configuration as this machine can run it.
-    `iteration` counts the finished steps and alone decides learning rate, phase, and (outside) the position in the
-    data. `phase`: called with each of PHASES as the step comes to it; a benchmark puts its clock there.
-    `replayed_peak`: bytes that a captured step used. `not_captured`: why a GPU's steps are not captured in a CUDA graph
-    (None: they are, or on a CPU). With `network`, ON starts as that one, in place of what the configuration asks for.
+    `learner`: the float32 network that gradients change. `masters`: those that are evaluated, "on" and "an"; a
+    standalone one is alone, in AN's place. `thresholds`: ξ and ξ†, where there are any. `iteration` counts the finished
+    steps and alone decides learning rate, phase, and (outside) the position in the data. `phase`: called with each of
+    PHASES as the step comes to it; a benchmark puts its clock there. `replayed_peak`: bytes that a captured step used.
+    `not_captured`: why a GPU's steps are not captured in a CUDA graph (None: they are, or on a CPU).
     """
 
-    def __init__(
-        self,
-        config: Config,
-        num_classes: int,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-        network: CoSANet | None = None,
-    ) -> None:
+    learner: SegmentationNetwork
+    masters: dict[str, SegmentationNetwork]
+    thresholds: Sequence[DynamicThreshold | FixedThreshold] = ()
+
+    def __init__(self, config: Config, device: torch.device, ranks: Ranks) -> None:
         check_backend(config.run.backend, device)
         torch.manual_seed(config.run.seed)
         self.config = config
-        self.working = working = workable(config, device)
         self.device = device
         # What torch takes for float32 convolutions of its own accord; matrix products it never does.
         torch.backends.cudnn.allow_tf32 = config.run.tf32
@@ -91,35 +88,16 @@ class EngineBase(ABC):
         self.replayed_peak = 0
         self.not_captured: str | None = None
         self.phase: Callable[[str], AbstractContextManager[Any]] = mark_phase
-        network = (network or build_model(config.model, num_classes)).to(device).train()
-        # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.on = OnlineNetwork(network, network)
-        half_grid = config.threshold.grid == "half"
-        self.an = AssignmentNetwork(network, config.teacher, working.run.backend, half_grid=half_grid)
-        self.thresholds = build_thresholds(config.threshold, device, working.run.backend, ranks)
-        self.objective = Objective(working, ranks)
-
-    def choose_attentions(self) -> None:
-        """Let both networks attend as configured, once their `compute` is what it will be. UserError where they
-        cannot."""
-        choose_attention("model.attention", self.config.model.attention, self.on.compute.encoder, learns=True)
-        choose_attention("teacher.attention", self.config.teacher.attention, self.an.compute.encoder, learns=False)
 
     @property
     def attentions(self) -> tuple[str | None, str | None]:
-        """The kernels by which ON and AN attend; None for a network without attention."""
-        return self.on.compute.encoder.attention, self.an.compute.encoder.attention
+        """The kernels by which ON and AN attend; None for a network without attention, or with one of its own."""
+        return None, None
 
     @property
+    @abstractmethod
     def cotraining(self) -> bool:
-        """Whether the next step computes the co-training losses."""
-        return self.iteration >= self.config.optim.cotrain_after
-
-    @property
-    def threshold_values(self) -> tuple[Tensor, Tensor]:
-        """(ξ, ξ†) as 0-d tensors on the device."""
-        return self.thresholds[0].value, self.thresholds[1].value
+        """Whether the next step computes the co-training losses, or all that there are."""
 
     @property
     def _step_seed(self) -> int:
@@ -135,8 +113,67 @@ class EngineBase(ABC):
         """Raise NonFiniteLoss if a step since the last check had to be left out."""
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """To evaluate `on.master` and `an.master` in."""
+        """To evaluate `masters` in."""
         return nullcontext()
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training depends on, besides configuration and data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict()` was taken."""
+
+
+class EngineBase(TrainingEngine):
+    """ON, AN and thresholds, and what they learn from.
+
+    `on` and `an` hold `.master` and `.compute` each. `working`: the configuration as this machine can run it. With
+    `network`, ON starts as that one, in place of what the configuration asks for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        network: CoSANet | None = None,
+    ) -> None:
+        super().__init__(config, device, ranks)
+        self.working = working = workable(config, device)
+        network = (network or build_model(config.model, num_classes)).to(device).train()
+        # Convolutions are faster in this layout, on CPU and GPU alike. (Missing in torch's annotations of `to`.)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.on = OnlineNetwork(network, network)
+        half_grid = config.threshold.grid == "half"
+        self.an = AssignmentNetwork(network, config.teacher, working.run.backend, half_grid=half_grid)
+        self.learner = network
+        self.masters = {"on": self.on.master, "an": self.an.master}
+        self.thresholds = build_thresholds(config.threshold, device, working.run.backend, ranks)
+        self.objective = Objective(working, ranks)
+
+    def choose_attentions(self) -> None:
+        """Let both networks attend as configured, once their `compute` is what it will be; evaluation, too, takes the
+        scales of one that packs them in one pass. UserError where they cannot."""
+        choose_attention("model.attention", self.config.model.attention, self.on.compute.encoder, learns=True)
+        choose_attention("teacher.attention", self.config.teacher.attention, self.an.compute.encoder, learns=False)
+        for network in (self.on, self.an):
+            if network.compute.is_packed:
+                network.master.encoder.attend(str(network.compute.encoder.attention))
+
+    @property
+    def attentions(self) -> tuple[str | None, str | None]:
+        return self.on.compute.encoder.attention, self.an.compute.encoder.attention
+
+    @property
+    def cotraining(self) -> bool:
+        return self.iteration >= self.config.optim.cotrain_after
+
+    @property
+    def threshold_values(self) -> tuple[Tensor, Tensor]:
+        """(ξ, ξ†) as 0-d tensors on the device."""
+        return self.thresholds[0].value, self.thresholds[1].value
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The step up to its gradients: (this rank's shares of every term and, as `loss`, of their weighted sum;
@@ -216,7 +253,6 @@ class EngineBase(ABC):
         """Take over what `_optimizer_state` gave, of either engine."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training depends on, besides configuration and data."""
         return {
             "iteration": self.iteration,
             "student": self.on.master.state_dict(),
@@ -226,7 +262,6 @@ class EngineBase(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict()` was taken."""
         self.iteration = int(state["iteration"])
         self.on.master.load_state_dict(state["student"])
         self.an.master.load_state_dict(state["teacher"])

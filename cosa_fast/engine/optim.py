@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cosa_fast.config.schema import OptimConfig
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork
 
 
 def learning_rate(iteration: int, config: OptimConfig) -> float:
@@ -19,7 +19,7 @@ def learning_rate(iteration: int, config: OptimConfig) -> float:
     return config.lr * max(0.0, 1 - iteration / config.iterations) ** config.power
 
 
-def build_optimizer(model: CoSANet, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: SegmentationNetwork, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; `multiplier` in each group scales the scheduled rate."""
     groups = [
         {"params": model.encoder_parameters(), "multiplier": 1.0},

@@ -56,7 +56,8 @@ class Counts:
             counts.append(self._label_free.add(logits.max(1).indices, part.truth[:, rows]))
             self._label_aware.add(best_of(logits, part.slots), part.truth[:, rows])
         self._observer.add_quality(part.positions, torch.stack(counts).sum(0))
-        self._add_cams(seen)
+        if self._protocol.cam_scales:
+            self._add_cams(seen)
         self._labels.add(part.positions, seen.logits(self._protocol), part.labels)
 
     def _add_cams(self, seen: Seen) -> None:
@@ -77,20 +78,21 @@ class Counts:
     def result(self, indices: tuple[int, ...], coexistence: Sequence[int]) -> EvalResult:
         """After what is `counted` has been summed over the ranks. indices: of the classes that means are over,
         coexistence: of those of C-mIoU."""
-        has_aux = bool(self._sweeps["cam_aux"].counts.any())
-        cams = {name: self._cam_score(name, indices, coexistence) for name in self._sweeps}
+        found = ["cam", "cam_label_free"] if self._protocol.cam_scales else []
+        found += ["cam_aux", "ensemble"] if bool(self._sweeps["cam_aux"].counts.any()) else []
+        cams = {name: self._cam_score(name, indices, coexistence) for name in found}
         return EvalResult(
             images=self._images,
             classes=self.classes,
             indices=indices,
             label_free=_score(self._label_free.iou(), indices, coexistence),
             label_aware=_score(self._label_aware.iou(), indices, coexistence),
-            cam=cams["cam"],
-            cam_label_free=cams["cam_label_free"],
-            cam_aux=cams["cam_aux"] if has_aux else None,
-            ensemble=cams["ensemble"] if has_aux else None,
+            cam=cams.get("cam"),
+            cam_label_free=cams.get("cam_label_free"),
+            cam_aux=cams.get("cam_aux"),
+            ensemble=cams.get("ensemble"),
             foreground_share_true=self._label_free.foreground_shares()[0],
-            observed=self._observed(indices, has_aux),
+            observed=self._observed(indices, [name for name in ("cam", "cam_aux") if name in cams]),
             image_ap=self._labels.average_precision(),
         )
 
@@ -102,8 +104,7 @@ class Counts:
             own, share = _score(sweep.own_iou(), indices, coexistence), sweep.own_share()
         return CamScore(_score(best.iou, indices, coexistence), best.threshold, own, threshold, share)
 
-    def _observed(self, indices: Sequence[int], has_aux: bool) -> Observed:
-        names = ("cam", "cam_aux") if has_aux else ("cam",)
+    def _observed(self, indices: Sequence[int], names: Sequence[str]) -> Observed:
         sweeps = {name: (100 * mean_iou(self._sweeps[name].iou(), indices)).tolist() for name in names}
         return self._observer.observed(self._label_free.counts, self._sweeps["cam"].grid, sweeps)
 

@@ -17,7 +17,7 @@ from cosa_fast.evaluation.cleaning import Cleaner
 from cosa_fast.evaluation.inference import class_probabilities, forward_scales, inference, of_image
 from cosa_fast.evaluation.metrics import ConfusionMatrix, mean_iou
 from cosa_fast.evaluation.result import format_table
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Counts:
 
 
 def score_crf(
-    network: CoSANet,
+    network: SegmentationNetwork,
     dataset: ImageDataset,
     chosen: Sequence[int],
     config: Config,
@@ -127,7 +127,7 @@ def score_crf(
 
 
 def _segmented(
-    network: CoSANet, stream: Iterator[Shown], config: Config, device: torch.device
+    network: SegmentationNetwork, stream: Iterator[Shown], config: Config, device: torch.device
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor]]:
     """((mask, label-free segmentation) on the CPU, probabilities, image as uint8) of each image."""
     scales, flip = config.eval.scales, config.eval.flip

@@ -30,7 +30,7 @@ from cosa_fast.evaluation.result import EvalResult
 if TYPE_CHECKING:
     from cosa_fast.config.schema import Config
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
-    from cosa_fast.network.model import CoSANet
+    from cosa_fast.network.build import SegmentationNetwork
 
 AnyResult = EvalResult | LabelResult
 
@@ -69,7 +69,7 @@ class Evaluator:
 
     def evaluate(
         self,
-        network: CoSANet,
+        network: SegmentationNetwork,
         dataset: ImageDataset,
         *,
         thresholds: Thresholds = (None, None),
@@ -82,7 +82,7 @@ class Evaluator:
 
     def evaluate_all(
         self,
-        networks: Mapping[str, CoSANet],
+        networks: Mapping[str, SegmentationNetwork],
         dataset: ImageDataset,
         *,
         thresholds: Thresholds = (None, None),
@@ -134,7 +134,7 @@ class Evaluator:
 
     def look(
         self,
-        networks: Mapping[str, CoSANet],
+        networks: Mapping[str, SegmentationNetwork],
         counts: Mapping[str, Counts | LabelCounts],
         images: Tensor,
         parts: Sequence[Part],

@@ -10,8 +10,7 @@ import safetensors.torch
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, one_line
-from cosa_fast.network.build import build_model
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork, build_network
 
 # Of the metadata, one text.
 KEY, VERSION = "cosa_fast", 1
@@ -22,14 +21,14 @@ class Exported(NamedTuple):
 
     config: Config
     classes: tuple[str, ...]
-    network: CoSANet
+    network: SegmentationNetwork
     thresholds: tuple[float | None, float | None]
     iteration: int
 
 
 def write_export(
     path: Path,
-    network: CoSANet,
+    network: SegmentationNetwork,
     config: Config,
     classes: tuple[str, ...],
     thresholds: tuple[float | None, float | None],
@@ -61,7 +60,7 @@ def read_export(path: Path) -> Exported | None:
             raise ValueError(f"version {about['version']}, want {VERSION}")
         config = config_from_dict(about["config"], ["model.weights=none"], where=str(path))
         classes = tuple(str(name) for name in about["classes"])
-        network = build_model(config.model, len(classes))
+        network = build_network(config.model, len(classes))
         network.load_state_dict(state)
         xi, xi_aux = (None if value is None else float(value) for value in about["thresholds"])
         return Exported(config, classes, network, (xi, xi_aux), int(about["iteration"]))
@@ -75,7 +74,11 @@ def read_export(path: Path) -> Exported | None:
 
 def _public(config: Config) -> dict[str, Any]:
     values = config_to_dict(config)
-    for section, keys in {"data": ("root", "labels", "pack"), "model": ("weights",), "run": ("output", "name")}.items():
+    for section, keys in {
+        "data": ("root", "labels", "pack", "pseudo_labels"),
+        "model": ("weights",),
+        "run": ("output", "name"),
+    }.items():
         for key in keys:
             del values[section][key]
     return values

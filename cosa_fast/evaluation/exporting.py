@@ -25,7 +25,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.exported import read_export, write_export
 from cosa_fast.evaluation.networks import Networks
 from cosa_fast.files import written_aside
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -41,12 +41,12 @@ Run = Callable[[Tensor], Tensor]
 
 class InferenceModel(nn.Module):
     """images (N, 3, H, W) float32, RGB in 0..255 -> segmentation logits (N, C + 1, H, W), background first, and the
-    classifier's logits (N, C)."""
+    classifier's logits (N, C), or what stands for them in a network without one."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: CoSANet, config: Config) -> None:
+    def __init__(self, network: SegmentationNetwork, config: Config) -> None:
         super().__init__()
         self.network = network
         self.stride = network.stride
@@ -118,6 +118,9 @@ def as_input(image: Image.Image) -> Tensor:
 def facts(networks: Networks) -> dict[str, Any]:
     """What a program must know that runs the file."""
     data = networks.config.data
+    scores = "logits of the image classifier"
+    if networks.config.model.standalone:
+        scores = "logits of each class at the pixel that is surest of it"
     return {
         "input": {
             "name": INPUT,
@@ -135,7 +138,7 @@ def facts(networks: Networks) -> dict[str, Any]:
         },
         "outputs": {
             OUTPUTS[0]: "float32 [batch, classes + 1, height, width]: logits; the class is the argmax",
-            OUTPUTS[1]: "float32 [batch, classes]: logits of the image classifier; sigmoid gives probabilities",
+            OUTPUTS[1]: f"float32 [batch, classes]: {scores}; sigmoid gives probabilities",
         },
         "trained at": {"crop": data.crop_size, "scales of the image": list(data.scale_range)},
         "classes": ["background", *networks.classes],

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from cosa_fast.evaluation.cam import Slots
 from cosa_fast.evaluation.gathering import must_wait
 from cosa_fast.network.attention_backends import any_size
-from cosa_fast.network.model import CoSANet, Outputs
+from cosa_fast.network.build import SegmentationNetwork
+from cosa_fast.network.model import Outputs
 from cosa_fast.network.resizing import resize_to_stride
 from cosa_fast.network.rotary import passing_sizes
+from cosa_fast.network.standalone import StandaloneNet
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
@@ -39,7 +41,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_one_pass(model: CoSANet, device: torch.device) -> Iterator[None]:
+def in_one_pass(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, a plain ViT on a GPU can take all scales in one pass; on leaving it attends as before."""
     encoder = getattr(model, "encoder", None)
     before = None if encoder is None or encoder.packs else encoder.attention
@@ -64,7 +66,10 @@ def scaled_rows(images: Tensor, scales: Iterable[float], *, flip: bool, stride: 
 
 
 def forward_rows(
-    model: CoSANet, rows: Mapping[float, Tensor], seg_scales: Iterable[float], dtype: torch.dtype = torch.float32
+    model: SegmentationNetwork,
+    rows: Mapping[float, Tensor],
+    seg_scales: Iterable[float],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[float, Outputs]:
     """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`. All scales of a few images go
     through a network in one pass where it is packed, for training (teacher.attention) or by `in_one_pass`."""
@@ -73,14 +78,14 @@ def forward_rows(
     pixels = sum(len(each) * each.shape[2] * each.shape[3] for each in rows.values())
     products = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with products, any_size():
-        if model.is_packed and pixels <= ONE_PASS_PIXELS:
+        if not isinstance(model, StandaloneNet) and model.is_packed and pixels <= ONE_PASS_PIXELS:
             outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
             return dict(zip(rows, outputs, strict=True))
         return {scale: model(each, seg=scale in wanted) for scale, each in rows.items()}
 
 
 def forward_scales(
-    model: CoSANet,
+    model: SegmentationNetwork,
     images: Tensor,
     scales: Iterable[float],
     *,

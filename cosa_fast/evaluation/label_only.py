@@ -29,7 +29,7 @@ class LabelResult:
     on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
     of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
     foreground_cam: shares of all pixels in [0, 1]. set_size: images of the whole set, where only some were evaluated.
-    observed: what a report draws.
+    observed: what a report draws. Of a network without CAM there is no agreement, CPL or threshold.
     """
 
     images: int
@@ -40,6 +40,7 @@ class LabelResult:
     foreground_seg: float
     foreground_cam: float
     threshold: float
+    has_cams: bool = True
     set_size: int | None = None
     observed: Observed | None = field(default=None, repr=False, compare=False)
 
@@ -51,18 +52,19 @@ class LabelResult:
     def summary(self) -> dict[str, float]:
         """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
         CPL; foreground_share_seg and foreground_share_cam in [0, 1]; cam_threshold. Nothing that needs a mask."""
-        return {
-            "image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean()),
-            "seg_cam_agreement": float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64))),
-            "foreground_share_seg": self.foreground_seg,
-            "foreground_share_cam": self.foreground_cam,
-            "cam_threshold": self.threshold,
-        }
+        figures = {"image_ap": float(torch.tensor(self.image_ap, dtype=torch.float64).nanmean())}
+        if self.has_cams:
+            figures["seg_cam_agreement"] = float(mean_iou(torch.tensor(self.agreement, dtype=torch.float64)))
+        figures["foreground_share_seg"] = self.foreground_seg
+        if self.has_cams:
+            figures |= {"foreground_share_cam": self.foreground_cam, "cam_threshold": self.threshold}
+        return figures
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}."""
-        rows = zip(self.classes, self.counts, self.image_ap, self.agreement[1:], strict=True)
-        return {name: {"images": n, "image_ap": ap, "seg_cam_agreement": iou} for name, n, ap, iou in rows}
+        columns = {"images": self.counts, "image_ap": self.image_ap}
+        columns |= {"seg_cam_agreement": self.agreement[1:]} if self.has_cams else {}
+        return {name: {key: each[row] for key, each in columns.items()} for row, name in enumerate(self.classes)}
 
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
@@ -70,18 +72,22 @@ class LabelResult:
         rows = [(shortened(name, LONGEST_NAME), row) for name, row in shown.items()]
         rows.append(("all classes", {**self.summary(), "images": self.images}))
         width = max(len(name) for name, _ in rows)
-        lines = [f"{'no masks':<{width}}  images  image AP  CAM/seg IoU"]
+        lines = [f"{'no masks':<{width}}  images  image AP{'  CAM/seg IoU' * self.has_cams}"]
         for name, row in rows:
-            ap, agreement = _percent(row["image_ap"]), _percent(row["seg_cam_agreement"])
-            lines.append(f"{name:<{width}}  {row['images']:>6}  {ap:>8}  {agreement:>11}")
-        lines.append(
-            f"foreground: segmentation {self.foreground_seg:.0%}, CAM at {self.threshold:.2f} {self.foreground_cam:.0%}"
-        )
+            line = f"{name:<{width}}  {row['images']:>6}  {_percent(row['image_ap']):>8}"
+            lines.append(line + (f"  {_percent(row['seg_cam_agreement']):>11}" if self.has_cams else ""))
+        cam = f", CAM at {self.threshold:.2f} {self.foreground_cam:.0%}" if self.has_cams else ""
+        lines.append(f"foreground: segmentation {self.foreground_seg:.0%}{cam}")
         absent = len(self.classes) - len(shown)
         return "\n".join(lines) + (f"\n{absent} classes left out: on none of these images" if absent else "")
 
     def legend(self) -> str:
         """What the words of the table mean."""
+        if not self.has_cams:
+            return (
+                "image AP: of the probability that the segmentation gives a class at its surest pixel.\n"
+                "Only masks can tell how good the segmentation is"
+            )
         return (
             "ON: the online network, which learns; AN: the assignment network, its moving average\n"
             "image AP: average precision of the classifier; CAM/seg IoU: of the segmentation with what the CAM,\n"
@@ -114,13 +120,15 @@ class LabelCounts:
     def add(self, seen: Seen, scales: Sequence[float], flip: bool) -> None:
         """Some images. scales, flip: of the segmentation."""
         protocol, part, counts = self._protocol, seen.part, []
-        cams = {"cam": seen.cams(protocol)["cam"]}
-        confidence, category = seen.strongest(cams, part.slots, protocol)["cam"]
-        label = (category * (confidence >= self.threshold)).to(part.truth.dtype)
+        label = torch.zeros_like(part.truth)  # nothing but background, without a CAM
+        if protocol.cam_scales:
+            cams = {"cam": seen.cams(protocol)["cam"]}
+            confidence, category = seen.strongest(cams, part.slots, protocol)["cam"]
+            label = (category * (confidence >= self.threshold)).to(part.truth.dtype)
+            self._observer.add_map("cam", confidence, category, part.truth)
         for rows, logits in protocol.logits(seen.segmentations(scales, flip), len(seen), seen.size):
             counts.append(self._agreement.add(logits.max(1).indices, label[:, rows]))
         self._observer.add_quality(part.positions, torch.stack(counts).sum(0))
-        self._observer.add_map("cam", confidence, category, part.truth)
         self._labels.add(part.positions, seen.logits(protocol), part.labels)
 
     def counted(self) -> list[Counted]:
@@ -130,7 +138,7 @@ class LabelCounts:
     def result(self) -> LabelResult:
         """After what is `counted` has been summed over the ranks."""
         counts = self._agreement.counts.double()
-        pixels = counts.sum().clamp(min=1)
+        pixels, has_cams = counts.sum().clamp(min=1), bool(self._protocol.cam_scales)
         return LabelResult(
             images=self._images,
             classes=self._classes,
@@ -140,7 +148,8 @@ class LabelCounts:
             foreground_seg=float(1 - counts[:, 0].sum() / pixels),
             foreground_cam=float(1 - counts[0].sum() / pixels),
             threshold=self.threshold,
-            observed=self._observer.observed(self._agreement.counts),
+            has_cams=has_cams,
+            observed=self._observer.observed(self._agreement.counts) if has_cams else None,
         )
 
 

@@ -14,8 +14,7 @@ from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.exported import read_export
 from cosa_fast.evaluation.imported import import_network
 from cosa_fast.files import nearest
-from cosa_fast.network.build import build_model
-from cosa_fast.network.model import CoSANet
+from cosa_fast.network.build import SegmentationNetwork, build_network
 from cosa_fast.network.reading import UnreadableError, read_file
 
 FORMAT = 1
@@ -35,11 +34,16 @@ class Networks:
     config: Config
     classes: tuple[str, ...]
     iteration: int
-    on: CoSANet
-    an: CoSANet
+    on: SegmentationNetwork
+    an: SegmentationNetwork
     thresholds: tuple[float | None, float | None]
     imported: str | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def single(self) -> bool:
+        """Whether one network stands for both: an imported, an exported or a standalone one."""
+        return self.on is self.an
 
     @property
     def bias(self) -> str | None:
@@ -54,9 +58,14 @@ class Networks:
         fits = self.imported is not None and len(names) == len(self.classes)
         return replace(self, classes=tuple(names)) if fits else self
 
-    def named(self, name: str) -> CoSANet:
+    def named(self, name: str) -> SegmentationNetwork:
         """The network "on" or "an"."""
         return {"on": self.on, "an": self.an}[name]
+
+
+def title(name: str, config: Config) -> str:
+    """What people read for the network "on" or "an": ON or AN, or the architecture of a standalone one."""
+    return config.model.architecture if config.model.standalone else name.upper()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -153,20 +162,21 @@ def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.
     config = config_from_dict(state["config"], ["model.weights=none"], where=str(path))
     classes, iteration = tuple(state["classes"]), state["iteration"]
 
-    def network(name: str) -> CoSANet:
-        built = build_model(config.model, len(classes))
+    def network(name: str) -> SegmentationNetwork:
+        built = build_network(config.model, len(classes))
         built.load_state_dict(state[NAMES_IN_FILES[name]])
         return built.to(device).eval().requires_grad_(False)
 
     try:
         thresholds = _thresholds(config, iteration, state)
         chosen = state.get("chosen")
+        an = network("an")
         return Networks(
             config,
             classes,
             iteration,
-            network("on"),
-            network("an"),
+            an if config.model.standalone else network("on"),
+            an,
             thresholds,
             chosen=chosen if isinstance(chosen, dict) else {},
         )
@@ -179,8 +189,10 @@ def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.
 
 
 def has_thresholds(config: Config, iteration: int) -> bool:
-    """Whether a run has single thresholds ξ and ξ† after so many iterations: not before co-training, nor with bands."""
-    return iteration > config.optim.cotrain_after and config.threshold.mode != "band"
+    """Whether a run has single thresholds ξ and ξ† after so many iterations: not before co-training, nor with bands,
+    nor with a standalone network."""
+    single = config.threshold.mode != "band" and not config.model.standalone
+    return single and iteration > config.optim.cotrain_after
 
 
 def _thresholds(config: Config, iteration: int, state: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -70,8 +70,8 @@ class Seen:
         return [self._rows(self._outputs[scale].segmentation(), flip) for scale in scales]
 
     def logits(self, protocol: Protocol) -> list[Tensor]:
-        """The classifier's, of each scale of the CAMs."""
-        return [self._rows(self._outputs[scale].logits, protocol.cam_flip) for scale in protocol.cam_scales]
+        """The classifier's, of each of its scales."""
+        return [self._rows(self._outputs[scale].logits, protocol.cam_flip) for scale in protocol.score_scales]
 
     def cams(self, protocol: Protocol) -> dict[str, list[Tensor]]:
         """The CAMs of each scale: "cam" and, with an auxiliary head, "cam_aux"."""

@@ -23,12 +23,14 @@ Thresholds = tuple[float | None, float | None]
 
 
 class Protocol:
-    """The native one. `cam_scales`: the scales of M'; `cam_flip`: whether it sees mirrored images; `aux_scales`: the
-    scales of M†'."""
+    """The native one. `cam_scales`: the scales of M', none for a standalone network; `cam_flip`: whether it sees
+    mirrored images; `aux_scales`: the scales of M†'; `score_scales`: those of the classifier."""
 
     def __init__(self, config: Config) -> None:
-        self.cam_scales = config.teacher.scales
-        self.cam_flip = config.teacher.flip
+        standalone = config.model.standalone
+        self.cam_scales = () if standalone else config.teacher.scales
+        self.cam_flip = config.eval.flip if standalone else config.teacher.flip
+        self.score_scales = config.eval.scales if standalone else config.teacher.scales
         self._last_aux = config.teacher.aux_scales == "last"
 
     @property
@@ -57,8 +59,9 @@ class Squashed(Protocol):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.cam_scales = config.eval.scales
+        self.cam_scales = () if config.model.standalone else config.eval.scales
         self.cam_flip = config.eval.flip
+        self.score_scales = config.eval.scales
         self._size = (config.data.crop_size, config.data.crop_size)
 
     def images(self, images: Tensor) -> Tensor:

@@ -46,11 +46,12 @@ class EvalResult:
     """What `Evaluator.evaluate` measured on `images` images.
 
     classes: the K names, background first; indices: those of them that the means are over.
-    cam_aux and ensemble are None for a network without auxiliary head. The CAMs are told the image's true label;
-    cam_label_free is M' gated by the classes that the classifier itself predicts. foreground_share_true: the share in
-    [0, 1] of the pixels with a truth that are foreground; NaN if there are none. set_size: images of the whole set,
-    where only some were evaluated. image_ap: average precision of the classifier over these images, in percent, of each
-    of the K - 1 foreground classes; NaN for a class on none of them. observed: what a report draws.
+    cam_aux and ensemble are None for a network without auxiliary head, all CAM scores for one without CAM. The CAMs
+    are told the image's true label; cam_label_free is M' gated by the classes that the classifier itself predicts.
+    foreground_share_true: the share in [0, 1] of the pixels with a truth that are foreground; NaN if there are none.
+    set_size: images of the whole set, where only some were evaluated. image_ap: average precision of the classifier
+    over these images, in percent, of each of the K - 1 foreground classes; NaN for a class on none of them.
+    observed: what a report draws.
     """
 
     images: int
@@ -58,8 +59,8 @@ class EvalResult:
     indices: tuple[int, ...]
     label_free: Score
     label_aware: Score
-    cam: CamScore
-    cam_label_free: CamScore
+    cam: CamScore | None
+    cam_label_free: CamScore | None
     cam_aux: CamScore | None
     ensemble: CamScore | None
     foreground_share_true: float
@@ -137,11 +138,17 @@ class EvalResult:
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
         table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
         if not math.isnan(self.mean_image_ap):
-            table += f"\nimage AP of the classifier: {self.mean_image_ap:.2f}"
+            source = "" if self.cam is None else " of the classifier"
+            table += f"\nimage AP{source}: {self.mean_image_ap:.2f}"
         return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
 
     def legend(self) -> str:
         """What the words of the table mean."""
+        if self.cam is None:
+            return (
+                "free: label-free, the best of all classes; aware: told which classes the image holds\n"
+                "image AP: of the probability that the segmentation gives a class at its surest pixel"
+            )
         return (
             "ON: the online network, which learns; AN: the assignment network, its moving average\n"
             "free: label-free, the best of all classes; aware: told which classes the image holds, as CAM is\n"
@@ -196,10 +203,14 @@ def shortened(name: str, width: int) -> str:
 
 
 def format_table(
-    headings: Sequence[tuple[str, str]], rows: Sequence[tuple[str, list[float]]], thresholds: Sequence[float] = ()
+    headings: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, list[float]]],
+    thresholds: Sequence[float] = (),
+    corner: str = "IoU in %",
 ) -> str:
     """Names to the left, one right-aligned column per score under the headings of its group and its own; the row called
-    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column."""
+    mIoU and what follows it stand below a line. thresholds: a last row, with one for each column. corner: what the
+    figures are."""
     spans, titles, widths = [], [], []
     for title, group in groupby(headings, lambda heading: heading[0]):
         columns = [each for _, each in group]
@@ -209,7 +220,7 @@ def format_table(
         spans.append(width * len(columns) + gaps)
         widths += [width] * len(columns)
     names = [shortened(name, COLUMNS - sum(widths) - 2 * len(widths)) for name, _ in rows]
-    first = max(map(len, [*names, "threshold"]))
+    first = max(map(len, [*names, "threshold", corner]))
 
     def line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
         return "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
@@ -217,7 +228,7 @@ def format_table(
     def number(value: float, digits: int) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    lines = [line("", titles, spans), line("IoU in %", [each for _, each in headings], widths)]
+    lines = [line("", titles, spans), line(corner, [each for _, each in headings], widths)]
     rule = "-" * len(lines[1])
     lines.append(rule)
     for name, (full, values) in zip(names, rows, strict=True):

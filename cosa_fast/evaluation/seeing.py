@@ -16,7 +16,8 @@ from cosa_fast.evaluation.cam import strongest
 from cosa_fast.evaluation.image_labels import predicted_labels
 from cosa_fast.evaluation.inference import allowed_classes, best_class, forward_scales, inference, summed_logits
 from cosa_fast.evaluation.protocol import Protocol
-from cosa_fast.network.model import CoSANet, Outputs
+from cosa_fast.network.build import SegmentationNetwork
+from cosa_fast.network.model import Outputs
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Seen:
 
     scores: (C,) float32, the classifier's logits, mean over scales and flips. present: (P,) int64 in 0..C-1, the
     classes that the CAMs are gated by. cams: M' and, with an auxiliary head, M†': (P, H, W) float32 in [0, 1] each;
-    none where they were not asked for. segmentation: (H, W) in 0..C, uint8, int16 for more than 254 classes. logits:
+    none where they were not asked for, or
+    the network has no CAM. segmentation: (H, W) in 0..C, uint8, int16 for more than 254 classes. logits:
     (K, H, W) float32, summed over `maps` maps (scales, flips), where they were asked for.
     """
 
@@ -52,7 +54,7 @@ class Seen:
 
 
 def see(
-    network: CoSANet,
+    network: SegmentationNetwork,
     config: Config,
     image: Image.Image,
     present: Tensor | None = None,
@@ -71,6 +73,7 @@ def see(
     of the segmentation's scales.
     """
     protocol, flip = Protocol(config), config.eval.flip
+    with_cams = with_cams and bool(protocol.cam_scales)
     scales, size = scales or config.eval.scales, size or (image.height, image.width)
     device = next(network.parameters()).device
     pixels = normalise(image, config.data.mean, config.data.std).to(device)[None]

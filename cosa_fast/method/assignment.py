@@ -152,7 +152,7 @@ class AssignmentNetwork:
         the temperature of the summed logits keeps its meaning.
         """
         rows = [self._rows(images, scale) for scale in self._config.scales]
-        packed = self.compute.encoder.packs
+        packed = self.compute.is_packed
         outputs = self.compute.forward_packed(rows) if packed else [self.compute(each) for each in rows]
         if self._config.flip:
             return outputs

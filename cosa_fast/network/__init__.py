@@ -2,6 +2,7 @@
 
 build: a network as configured, with its weights
 model: CoSANet: classifiers, global max pooling, LargeFOV or ASPP
+standalone: CoSA-MS: a network of segmentation_models_pytorch
 encoder: any timm backbone as (F, F†) on one grid
 attention: AN's scales as one packed sequence, and the kernels that keep attention within an image
 attention_backends: kernels for attention by name: which can run where, in which order they are tried

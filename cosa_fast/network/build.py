@@ -8,9 +8,17 @@ from cosa_fast.config.schema import ModelConfig
 from cosa_fast.network.encoder import Encoder, create_backbone
 from cosa_fast.network.model import CoSANet
 from cosa_fast.network.reading import is_whole_network
+from cosa_fast.network.standalone import StandaloneNet, build_standalone
 from cosa_fast.network.weights import import_official, load_backbone, pretrained_backbone, read_weights
 
 logger = logging.getLogger(__name__)
+# What is evaluated, predicts and is exported.
+SegmentationNetwork = CoSANet | StandaloneNet
+
+
+def build_network(config: ModelConfig, num_classes: int) -> SegmentationNetwork:
+    """The network of `config.architecture`. UserError as build_model, or as build_standalone."""
+    return build_standalone(config, num_classes) if config.standalone else build_model(config, num_classes)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> CoSANet:

@@ -7,7 +7,8 @@ is dropped (classifier heads, parts without use here) or resampled (position emb
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def import_official(
     if model.classifier_aux is None and heads.pop("classifier_aux.weight", None) is not None:
         notes.append("dropped aux_classifier")
     expected = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("encoder.")}
-    _check(heads, expected, name, "set model.decoder_width and model.aux_layer as they were")
+    require_fitting(heads, expected, name, "set model.decoder_width and model.aux_layer as they were")
     fitted = heads | {f"encoder.backbone.{key}": tensor for key, tensor in backbone.items()}
     model.load_state_dict(fitted, strict=False)
     if is_of_release(state) and not model.encoder.plain_positions and model.encoder.is_vit:
@@ -140,7 +141,7 @@ def _rename(key: str, old: str, new: str) -> str:
 
 def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, list[str]]:
     """`state` under the names and in the shapes of `encoder.backbone`, and notes on what was dropped or resampled."""
-    inner, dropped = _split_backbone(state)
+    inner, dropped = split_backbone(state)
     upcast = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in inner.items()}
     converted = _timm_filter(encoder, upcast, source)
     if encoder.norm_was_pooled:
@@ -149,7 +150,8 @@ def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, l
     heads = tuple(f"{name}." for name in {*_HEAD_NAMES, *_own_heads(encoder.backbone), *encoder.removed})
     fitted = {key: tensor for key, tensor in converted.items() if key in expected or not key.startswith(heads)}
     dropped += [key for key in converted if key not in fitted]
-    _check(fitted, expected, source, "set model.backbone and model.arguments to the architecture the file comes from")
+    remedy = "set model.backbone and model.arguments to the architecture the file comes from"
+    require_fitting(fitted, expected, source, remedy)
     resampled = [
         f"resampled {key} {_shape(inner[key])} to {_shape(tensor)}"
         for key, tensor in fitted.items()
@@ -158,7 +160,7 @@ def _fit_backbone(encoder: Encoder, state: State, source: str) -> tuple[State, l
     return fitted, resampled + ([f"dropped {', '.join(dropped)}"] if dropped else [])
 
 
-def _check(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, remedy: str) -> None:
+def require_fitting(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, remedy: str) -> None:
     """UserError that shows the first tensors that are missing, unexpected or of another shape."""
     missing = [key for key in expected if key not in given and not key.endswith(_OPTIONAL_SUFFIX)]
     unexpected = [key for key in given if key not in expected]
@@ -208,13 +210,26 @@ def _own_heads(backbone: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _split_backbone(state: State) -> tuple[State, list[str]]:
+def split_backbone(state: State) -> tuple[State, list[str]]:
     """The backbone's tensors without prefix, and the parts beside it: heads, projectors of whatever trained it."""
     outside: set[str] = set()
     while prefix := next((one for one in _BACKBONE_PREFIXES if any(key.startswith(one) for key in state)), None):
         outside |= {key.split(".")[0] for key in state if not key.startswith(prefix)}
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return state, sorted(outside)
+
+
+@contextmanager
+def hub_reached() -> Iterator[None]:
+    """To download in, for libraries with their own ways to the hub: where it cannot be reached they have its cache
+    alone, and are told so at once."""
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _hub_reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _hub_reachable() -> bool:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cosa_fast.data_pipeline.batch import ignored
 from cosa_fast.evaluation.cam import classes_in
+from cosa_fast.evaluation.networks import Networks
+from cosa_fast.evaluation.networks import title as network_title
 from cosa_fast.evaluation.seeing import see
 from cosa_fast.files import written_aside
 from cosa_fast.kernels import perplexity
@@ -24,7 +26,6 @@ from cosa_fast.pictures.palette import shown_colours
 if TYPE_CHECKING:
     from cosa_fast.config.schema import Config
     from cosa_fast.data_pipeline.datasets.base import ImageDataset
-    from cosa_fast.evaluation.networks import Networks
 
 TILE = 224
 MARGIN = 6
@@ -48,7 +49,7 @@ class Row:
 
 def rows(networks: Networks, dataset: ImageDataset, indices: Sequence[int]) -> list[Row]:
     """Panels of the images at `indices`: image, CAM M' and CAM† M†' of AN, CPL at ξ, perplexity, Ω, segmentation of AN
-    (label-free), and the truth where there is one.
+    (label-free), and the truth where there is one; of a standalone network image, segmentation and truth.
 
     Ω are the pixels with P† ≤ csc_epsilon, here at full resolution. The CAMs are gated by the image's true label: the
     classes of its mask; the data set's label where that has no masks. A run with a band has neither perplexity nor Ω.
@@ -121,10 +122,13 @@ def _row(networks: Networks, dataset: ImageDataset, index: int) -> Row:
     present = torch.from_numpy(dataset.labels(index)).nonzero()[:, 0] if mask is None else classes_in(mask)
     seen = see(networks.an, networks.config, image, present)
     small = _fit(image)
-    classes = {"segmentation (AN)": seen.segmentation, **({} if mask is None else {"truth": mask})}
+    classes = {
+        f"segmentation ({network_title('an', networks.config)})": seen.segmentation,
+        **({} if mask is None else {"truth": mask}),
+    }
     strongest = [seen.strongest(which) for which in range(len(seen.cams))]
     maps = [(_shrunk(confidence, small), _shrunk(category, small)) for confidence, category in strongest]
-    panels, shown = _cam_panels(networks, small, maps)
+    panels, shown = _cam_panels(networks, small, maps) if maps else ({"image": small}, set[int]())
     for title, indices in classes.items():
         panels[title] = overlay(small, _shrunk(indices, small))
         shown |= set(indices[~ignored(indices)].unique().tolist())

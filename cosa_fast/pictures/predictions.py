@@ -39,6 +39,7 @@ from cosa_fast.pictures.palette import palette_image
 Tag = TypeVar("Tag")
 What = Literal["segmentation", "cpl", "cam", "ensemble", "logits"]
 WHATS: tuple[What, ...] = get_args(What)
+CAM_WHATS: tuple[What, ...] = ("cpl", "cam", "ensemble")
 SUFFIXES = {"masks": ".png", "overlays": ".jpg", "cams": ".npz", "logits": ".npz"}
 FOLDERS: dict[What, tuple[str, ...]] = {
     "segmentation": ("masks", "overlays"),
@@ -67,7 +68,8 @@ class Predictor:
     for the ensemble. crf: the method (evaluation/cleaning.py) that cleans segmentations up, crf_side: at most at this
     size.
 
-    UserError for an unknown class name, and for a checkpoint without ξ where one is needed and none is given.
+    UserError for an unknown class name, for a checkpoint without ξ where one is needed and none is given, and for the
+    CAMs of a standalone network.
     """
 
     def __init__(
@@ -83,6 +85,9 @@ class Predictor:
         crf: str | None = None,
         crf_side: int | None = None,
     ) -> None:
+        if what in CAM_WHATS and networks.config.model.standalone:
+            name = networks.config.model.architecture
+            raise UserError(f"--what {what}: a {name} has no CAM; take --what segmentation or logits")
         self.what: What = what
         self.classes = networks.classes
         self.threshold, self.threshold_name = _threshold(networks, what, threshold)
@@ -106,7 +111,7 @@ class Predictor:
             size=(image.height, image.width),
             scales=self._scales,
             label_aware=self._labels is not None,
-            with_cams=self.what in ("cpl", "cam", "ensemble"),
+            with_cams=self.what in CAM_WHATS,
             with_logits=self.what == "logits" or self._crf is not None,
         )
         return Prediction(image, seen, self._classes_of(seen))

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cosa_fast
 from cosa_fast.errors import UserError
-from cosa_fast.evaluation.exporting import FILES, Agreement, Format
+from cosa_fast.evaluation.exporting import FILES, OUTPUTS, Agreement, Format, facts
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks
 from cosa_fast.files import read_json
 from cosa_fast.run.folder import RunFolder
@@ -33,8 +33,10 @@ def card(networks: Networks, name: str, format: Format, run: RunFolder, agreemen
         loader=PackageLoader("cosa_fast.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("card.md").render(
-        title=f"CoSA, {model.backbone}, {Path(data.root).name}",
-        network={"on": "ON, the online network", "an": "AN, the assignment network (a moving average)"}[name],
+        title=f"{'CoSA-MS' if model.standalone else 'CoSA'}, {model.backbone}, {Path(data.root).name}",
+        network=_network(networks, name),
+        standalone=model.standalone,
+        scores=facts(networks)["outputs"][OUTPUTS[1]].partition(": ")[2],
         file=FILES[format],
         format=format,
         license=license,
@@ -54,6 +56,12 @@ def card(networks: Networks, name: str, format: Format, run: RunFolder, agreemen
         agreement=agreement,
         stride=networks.named(name).stride,
     )
+
+
+def _network(networks: Networks, name: str) -> str:
+    if networks.config.model.standalone:
+        return f"a {networks.config.model.architecture}, which learned from the pseudo-labels of CoSA's networks"
+    return {"on": "ON, the online network", "an": "AN, the assignment network (a moving average)"}[name]
 
 
 def _manifest(run: RunFolder) -> dict[str, Any]:

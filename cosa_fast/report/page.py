@@ -113,13 +113,19 @@ def _headlines(runs: Sequence[Run]) -> list[Record]:
     return [
         {
             "run": run.name,
-            "network": network.upper(),
+            "network": _title(run, network),
             "iteration": figures.get("iteration"),
             "figures": {HEADLINES[key]: figures.get(key) for key in used},
         }
         for run, network, figures in rows
         if figures
     ]
+
+
+def _title(run: Run, network: str) -> str:
+    """ON, AN, or the architecture of a standalone network, which is logged in AN's place."""
+    architecture = run.setting("model", "architecture", "CoSA")
+    return network.upper() if architecture == "CoSA" else str(architecture)
 
 
 def _differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:

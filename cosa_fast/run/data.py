@@ -1,6 +1,7 @@
 """From a configuration to data sets, a pipeline and its stream of batches."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import Say
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.pseudo_labels import PseudoLabelled
 from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
@@ -33,7 +35,9 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
     else:
         training_set, validation_set = hold_out(whole, say=say)
     validation_set = _evaluated(config, validation_set, say)
-    if config.loss.guidance == "truth":
+    if config.model.standalone or data.pseudo_labels:
+        training_set = _pseudo_labelled(config, training_set, say)
+    elif config.loss.guidance == "truth":
         if not training_set.has_masks:
             raise UserError(f"loss.guidance=truth needs masks of {data.train_split}, and {data.root} has none of it")
         training_set.check_masks(threads=data.workers)
@@ -43,6 +47,26 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
                 nearest = hint(name, classes)
                 raise UserError(f"{key}: {name!r} is not a class of {data.root}{nearest}; it has {', '.join(classes)}")
     return training_set, validation_set
+
+
+def _pseudo_labelled(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
+    """The training images with the masks of data.pseudo_labels, all of them checked, which is said."""
+    place, architecture = config.data.pseudo_labels, config.model.architecture
+    if not config.model.standalone:
+        raise UserError(
+            f"data.pseudo_labels = {place}: CoSA makes its own; set model.architecture to DeepLabV3Plus, Segformer or "
+            "UPerNet, or data.pseudo_labels to null"
+        )
+    if not place:
+        raise UserError(
+            f"model.architecture = {architecture} learns from pseudo-labels; give data.pseudo_labels=FOLDER, as "
+            "predict --what cpl -o FOLDER writes them"
+        )
+    labelled = PseudoLabelled(dataset, Path(place).expanduser(), config.data.train_split)
+    for note in labelled.check_masks(threads=config.data.workers):
+        say(f"{place}: {note}")
+    say(f"{config.data.train_split}: pseudo-labels of {len(labelled)} images from {place}")
+    return labelled
 
 
 def open_validation_set(config: Config, say: Say | None = None) -> ImageDataset:
@@ -134,7 +158,7 @@ def open_pipeline(
 ) -> Iterable[Batch]:
     """The stream of training batches from sample position `start` on: the rank-th of `ranks` parts of each."""
     data = config.data
-    with_truth = config.loss.guidance == "truth"
+    with_truth = config.model.standalone or config.loss.guidance == "truth"
     common = (dataset, data, config.optim.batch_size, config.run.seed)
     if pipeline == "torch":
         return TorchPipeline(

@@ -21,7 +21,7 @@ from typing import Any
 
 from cosa_fast.config.parsing import config_to_dict
 from cosa_fast.distributed import Ranks, is_lost_rank
-from cosa_fast.engine.base import EngineBase, NonFiniteLoss
+from cosa_fast.engine.base import NonFiniteLoss, TrainingEngine
 from cosa_fast.errors import QuietError, UserError, first_line
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
@@ -44,7 +44,12 @@ class Endings:
     """
 
     def __init__(
-        self, folder: RunFolder, engine: EngineBase, ranks: Ranks, signals: Signals, extra: Callable[[], dict[str, Any]]
+        self,
+        folder: RunFolder,
+        engine: TrainingEngine,
+        ranks: Ranks,
+        signals: Signals,
+        extra: Callable[[], dict[str, Any]],
     ) -> None:
         self._folder = folder
         self._engine = engine

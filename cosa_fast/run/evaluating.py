@@ -12,7 +12,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import Cleaner
 from cosa_fast.evaluation.crf_scores import CrfResult, score_crf
@@ -25,7 +25,7 @@ from cosa_fast.evaluation.evaluator import (
     spread,
 )
 from cosa_fast.evaluation.label_only import LabelResult
-from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds
+from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks, has_thresholds, title
 from cosa_fast.run.data import Pipeline, choose_pipeline, loading, open_validation_set
 from cosa_fast.run.log import RunLog
 
@@ -43,11 +43,8 @@ SECTIONS = ("data", "teacher", "eval", "run")
 def headline(summary: Mapping[str, float]) -> str:
     """An evaluation in a line, from EvalResult.summary(): mIoU; what ξ and ξ† cost against their maps' best fixed
     thresholds, in points; the foreground's share of M's pseudo-label at ξ, and of the truth."""
-    if "seg_cam_agreement" in summary:
-        return (
-            f"image AP {summary['image_ap']:.1f}  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}  "
-            f"foreground {summary['foreground_share_seg']:.0%} (CAM {summary['foreground_share_cam']:.0%})"
-        )
+    if "foreground_share_seg" in summary:
+        return _headline_without_masks(summary)
     figures = [f"{label} {summary[figure]:.1f}" for figure, label in HEADLINE.items() if figure in summary]
     for figure, label in THRESHOLDS.items():
         if figure in summary:
@@ -60,6 +57,15 @@ def headline(summary: Mapping[str, float]) -> str:
     return "  ".join(figures)
 
 
+def _headline_without_masks(summary: Mapping[str, float]) -> str:
+    agreement = cam = ""
+    if "seg_cam_agreement" in summary:
+        agreement = f"  CAM/segmentation agreement {summary['seg_cam_agreement']:.1f}"
+        cam = f" (CAM {summary['foreground_share_cam']:.0%})"
+    ap = f"image AP {summary['image_ap']:.1f}" if "image_ap" in summary else "no image AP"
+    return f"{ap}{agreement}  foreground {summary['foreground_share_seg']:.0%}{cam}"
+
+
 class LoopEvaluation:
     """Evaluates the engine's networks as the run goes on, logs the figures, and knows the best ones so far.
 
@@ -68,7 +74,7 @@ class LoopEvaluation:
     """
 
     def __init__(
-        self, engine: EngineBase, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
+        self, engine: TrainingEngine, dataset: ImageDataset, pipeline: Pipeline, ranks: Ranks, best: float, log: RunLog
     ) -> None:
         self.best = best
         self.chosen: dict[str, Any] = {}
@@ -83,15 +89,15 @@ class LoopEvaluation:
 
     def evaluate(self) -> tuple[dict[str, AnyResult], bool]:
         """The results of "on" and "an", or as eval.networks says of "an" alone but at the end, over all images or over
-        eval.limit of them; and whether they are the best so far."""
+        eval.limit of them; and whether they are the best so far. A standalone network is "an"."""
         engine = self._engine
         engine.check()
         config = engine.config
-        networks = {"on": engine.on.master, "an": engine.an.master}
+        networks = dict(engine.masters)
         compared = config.eval.networks == "both" or config.eval.select == "label-aware"
         if not compared and engine.iteration < config.optim.iterations:
-            del networks["on"]
-        with engine.evaluating(), evaluation_bar(_in_words(networks), self._ranks.is_main) as progress:
+            networks = {"an": networks["an"]}
+        with engine.evaluating(), evaluation_bar(_in_words(networks, config), self._ranks.is_main) as progress:
             results = self._evaluator.evaluate_all(
                 networks, self._dataset, thresholds=thresholds_of(engine), limit=config.eval.limit, progress=progress
             )
@@ -104,7 +110,8 @@ class LoopEvaluation:
         summary = {key: value for key, value in result.summary().items() if value == value}
         self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
         limited = " (eval.limit)" if result.images != result.set_size else ""
-        self._log.message(f"iteration {iteration} {name.upper()}, {result.extent}{limited}: {headline(summary)}")
+        shown = title(name, self._engine.config)
+        self._log.message(f"iteration {iteration} {shown}, {result.extent}{limited}: {headline(summary)}")
 
     def _is_best(self, results: Mapping[str, AnyResult]) -> bool:
         config = self._engine.config
@@ -112,8 +119,8 @@ class LoopEvaluation:
         if select == "none" or isinstance(results["an"], LabelResult):
             self.chosen = {"by": "none"}  # nothing tells better from worse: the last is the best
             return True
-        cotrained = self._engine.iteration > config.optim.cotrain_after
-        names = ("an", "on") if select == "label-aware" else ("an",)
+        cotrained = config.model.standalone or self._engine.iteration > config.optim.cotrain_after
+        names = [name for name in ("an", "on") if name in results] if select == "label-aware" else ["an"]
         figure = f"seg_{select.replace('-', '_')}" if cotrained else "cam_best"
         name = max(names, key=lambda each: figures[each][figure])
         score = figures[name][figure] - (0 if cotrained else 1000)
@@ -125,11 +132,11 @@ class LoopEvaluation:
         return True
 
 
-def thresholds_of(engine: EngineBase) -> Thresholds:
+def thresholds_of(engine: TrainingEngine) -> Thresholds:
     """(ξ, ξ†), each None where the run has none, or none yet."""
     if not has_thresholds(engine.config, engine.iteration):
         return None, None
-    xi, xi_aux = engine.threshold_values
+    xi, xi_aux = (threshold.value for threshold in engine.thresholds)
     return float(xi), float(xi_aux)
 
 
@@ -160,9 +167,9 @@ def evaluate_networks(
     networks = networks.for_classes(dataset.classes)
     evaluator = Evaluator(config, networks.classes, device, loading=loading(config, pipeline))
     limit = config.eval.limit if limit is None else limit
-    asked = names[:1] if networks.imported is not None else names  # both are one network
+    asked = names[:1] if networks.single else names  # both are one network
     chosen = {name: networks.named(name).to(device) for name in asked}
-    with evaluation_bar(_in_words(chosen)) as progress:
+    with evaluation_bar(_in_words(chosen, config)) as progress:
         results = evaluator.evaluate_all(
             chosen, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
         )
@@ -191,11 +198,11 @@ def evaluate_crf(
     results: dict[str, CrfResult] = {}
     with Cleaner(methods, config.data.workers, device, side) as cleaner:
         for name in names:
-            if networks.imported is not None and results:
+            if networks.single and results:
                 results[name] = next(iter(results.values()))
                 continue
             network = networks.named(name).to(device)
-            with evaluation_bar(f"{name.upper()} with CRF") as progress:
+            with evaluation_bar(f"{title(name, config)} with CRF") as progress:
                 results[name] = score_crf(network, dataset, chosen, config, indices, cleaner, source, progress)
     return results
 
@@ -214,5 +221,5 @@ def evaluation_bar(what: str, shown: bool = True) -> Iterator[Callable[[int, int
         yield progress
 
 
-def _in_words(names: Iterable[str]) -> str:
-    return " and ".join(map(str.upper, names))
+def _in_words(names: Iterable[str], config: Config) -> str:
+    return " and ".join(title(name, config) for name in names)

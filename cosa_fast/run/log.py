@@ -111,8 +111,7 @@ class RunLog:
 
     def record(self, iteration: int, values: Mapping[str, Any], kind: str = "train") -> None:
         """Log figures of one kind ("train", "eval_student", "eval_teacher") at an iteration, TensorBoard calls the
-        latter eval_ON and eval_AN; or facts: "start", how a run, or what is resumed of it, computes, and "capture", why
-        it goes on without CUDA graphs."""
+        latter eval_ON and eval_AN. "capture": why a run goes on without CUDA graphs."""
         line = {"kind": kind, "iteration": iteration, **values}
         with self._written():
             self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")

@@ -17,7 +17,10 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.errors import UserError
 from cosa_fast.files import read_json, write_json
 
-PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "scikit-learn", "nvidia-dali-cuda130")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "segmentation-models-pytorch", "triton", "numpy", "pillow", "scikit-learn"),
+    "nvidia-dali-cuda130",
+)
 # So many images are read: on a network disk each takes its time.
 SAMPLE = 200
 

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.errors import first_line
 from cosa_fast.evaluation.evaluator import AnyResult, Thresholds
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks
@@ -34,7 +34,7 @@ EXTREMES = 4
 
 def show_evaluation(
     folder: RunFolder,
-    engine: EngineBase,
+    engine: TrainingEngine,
     dataset: ImageDataset,
     results: dict[str, AnyResult],
     log: RunLog,
@@ -51,7 +51,7 @@ def show_evaluation(
 
 
 def write_observations(
-    folder: RunFolder, engine: EngineBase, dataset: ImageDataset, results: dict[str, AnyResult], log: RunLog
+    folder: RunFolder, engine: TrainingEngine, dataset: ImageDataset, results: dict[str, AnyResult], log: RunLog
 ) -> None:
     """As `show_evaluation`, without a report. UserError where it cannot be written."""
     classes, iteration = tuple(dataset.classes), engine.iteration
@@ -64,7 +64,8 @@ def write_observations(
         **{NAMES_IN_FILES[name]: _network(result) for name, result in results.items()},
     }
     write_json(folder.observation(iteration), record, indent=None)
-    networks = Networks(engine.config, classes, iteration, engine.on.master, engine.an.master, thresholds)
+    an = engine.masters["an"]
+    networks = Networks(engine.config, classes, iteration, engine.masters.get("on", an), an, thresholds)
     quality = _quality(results["an"])
     chosen = {"gallery": spread(len(dataset), GALLERY_IMAGES), **_extremes(quality)}
     with engine.evaluating():
@@ -90,11 +91,11 @@ def _network(result: AnyResult) -> dict[str, Any]:
     return figures if observed is None else {**figures, **observed.record()}
 
 
-def _behind_thresholds(engine: EngineBase, values: Thresholds) -> dict[str, Any]:
+def _behind_thresholds(engine: TrainingEngine, values: Thresholds) -> dict[str, Any]:
     """For M' and M†': ξ, the histogram of the confidences behind it, and the mixture (weight of the foreground, means
-    and variances of background and foreground) where one was fitted."""
+    and variances of background and foreground) where one was fitted. Nothing of a standalone network."""
     found = {}
-    for name, value, threshold in zip(("cam", "cam_aux"), values, engine.thresholds, strict=True):
+    for name, value, threshold in zip(("cam", "cam_aux"), values, engine.thresholds, strict=False):
         state = threshold.state_dict()
         fit = state["fit"].tolist() if "fit" in state else [0.0, 0.0]
         found[name] = {

@@ -9,7 +9,7 @@ import torch
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import compute_type
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import EngineBase, TrainingEngine
 from cosa_fast.engine.compiling import compiles
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.run.folder import RunFolder
@@ -20,7 +20,7 @@ SHOWN_CLASSES = 8
 
 
 def opening(
-    engine: EngineBase,
+    engine: TrainingEngine,
     training_set: ImageDataset,
     validation_set: ImageDataset,
     pipeline: str,
@@ -60,7 +60,7 @@ def _notes(config: Config) -> list[str]:
             optim.warmup >= optim.iterations
         ),
         "optim.cotrain_after = optim.iterations: only the classifier learns, the segmentation stays as it is": (
-            optim.cotrain_after == optim.iterations
+            optim.cotrain_after == optim.iterations and not config.model.standalone
         ),
         f"eval.every = {every} is longer than the run: its one evaluation is that after the last iteration": (
             every > optim.iterations
@@ -74,9 +74,12 @@ def _data(config: Config, training_set: ImageDataset, validation_set: ImageDatas
     evaluated = min(len(validation_set), limit or len(validation_set))
     of = f" of {len(validation_set)} (eval.limit)" if evaluated < len(validation_set) else ""
     masks = "with masks" if validation_set.has_masks else "no masks: no mIoU"
+    learned = f"labels from {training_set.label_source}"
+    if config.model.standalone:
+        learned = f"pseudo-labels from {data.pseudo_labels}"
     return (
-        f"{data.format} {data.root}: {len(training_set)} images to train on (labels from "
-        f"{training_set.label_source}), {evaluated}{of} to evaluate ({masks}); "
+        f"{data.format} {data.root}: {len(training_set)} images to train on ({learned}), "
+        f"{evaluated}{of} to evaluate ({masks}); "
         f"{len(training_set.classes)} classes: {_first(training_set.classes)}"
     )
 
@@ -86,15 +89,16 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_CLASSES]) + (f", and {more} more" if more > 0 else "")
 
 
-def _network(engine: EngineBase) -> str:
+def _network(engine: TrainingEngine) -> str:
     """Architecture, size, and where the weights are from: a resumed run's are from its checkpoint."""
-    model, network = engine.config.model, engine.on.master
+    model, network = engine.config.model, engine.learner
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     origin = f"weights of the checkpoint of iteration {engine.iteration}" if engine.iteration else network.origin
-    return f"{model.backbone}, {millions:.1f} M parameters; {origin}"
+    name = f"{model.architecture} around {model.backbone}" if model.standalone else model.backbone
+    return f"{name}, {millions:.1f} M parameters; {origin}"
 
 
-def _device(engine: EngineBase) -> str:
+def _device(engine: TrainingEngine) -> str:
     config, device, ranks = engine.config.run, engine.device, engine.ranks
     if device.type == "cuda":
         parts = [torch.cuda.get_device_name(device)]
@@ -103,6 +107,8 @@ def _device(engine: EngineBase) -> str:
     if ranks.size > 1:
         parts.append(f"one of {ranks.size} processes")
     parts.append({torch.bfloat16: "bf16", torch.float32: "fp32"}[compute_type(config.precision, device)])
+    if not isinstance(engine, EngineBase):
+        return ", ".join(parts)
     parts.append(f"{config.engine} engine")
     on_device = torch.empty(0, device=device)
     parts.append("Triton kernels" if use_triton(config.backend, on_device) else "plain PyTorch operators")
@@ -137,16 +143,22 @@ def _recipe(config: Config, images: int) -> str:
         "fixed": f"thresholds {threshold.value:g} and {threshold.value_aux:g}",
         "band": f"thresholds {threshold.band[0]:g} to {threshold.band[1]:g}",
     }[threshold.mode]
+    schedule = (
+        f"{_number(optim.iterations, 'iteration')} of {_number(optim.batch_size, 'image')} ({passes:.3g} passes), crop "
+        f"{config.data.crop_size}"
+    )
+    rate = f"lr {optim.lr:g} (heads ×{optim.head_multiplier:g}), warm-up {optim.warmup}"
+    once = config.eval.every >= optim.iterations
+    evaluations = "an evaluation at the end" if once else f"an evaluation every {config.eval.every}"
+    rest = f"{evaluations}; seed {config.run.seed}"
+    if config.model.standalone:
+        return f"{schedule}; {rate}; cross entropy with the pseudo-labels; {rest}"
     cotraining = f"co-training after {optim.cotrain_after}"
     if optim.cotrain_after == optim.iterations:
         cotraining = "classification only"
-    once = config.eval.every >= optim.iterations
-    evaluations = "an evaluation at the end" if once else f"an evaluation every {config.eval.every}"
     return (
-        f"{_number(optim.iterations, 'iteration')} of {_number(optim.batch_size, 'image')} ({passes:.3g} passes), crop "
-        f"{config.data.crop_size}, {cotraining}; lr {optim.lr:g} (heads ×{optim.head_multiplier:g}), warm-up "
-        f"{optim.warmup}; AN: momentum {teacher.momentum:g}, scales {scales}{' with mirror' * teacher.flip}; "
-        f"{thresholds}; {evaluations}; seed {config.run.seed}"
+        f"{schedule}, {cotraining}; {rate}; AN: momentum {teacher.momentum:g}, scales "
+        f"{scales}{' with mirror' * teacher.flip}; {thresholds}; {rest}"
     )
 
 

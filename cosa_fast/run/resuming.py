@@ -7,7 +7,7 @@ from typing import Any
 
 from cosa_fast.config.parsing import config_from_dict, config_to_dict
 from cosa_fast.config.schema import Config
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.networks import load, require_whole
 from cosa_fast.run.folder import RunFolder
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore(engine: EngineBase, start: Start, classes: tuple[str, ...]) -> None:
+def restore(engine: TrainingEngine, start: Start, classes: tuple[str, ...]) -> None:
     """Bring the engine to a checkpoint's state. UserError if it has other classes or another shape."""
     if tuple(start.state["classes"]) != classes:
         raise UserError(

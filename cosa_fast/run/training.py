@@ -15,10 +15,11 @@ from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.device import pick_device
 from cosa_fast.distributed import Ranks, ranks_of_launch
-from cosa_fast.engine.base import EngineBase
+from cosa_fast.engine.base import TrainingEngine
 from cosa_fast.engine.flops import UncountableError, step_flops
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.plain import Engine
+from cosa_fast.engine.standalone import StandaloneEngine
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.files import write_text
@@ -133,9 +134,8 @@ class _Run:
         self.training_set, self.validation_set = open_datasets(config, self.notes.append)
         ranks.share(config.optim.batch_size, config.optim.accumulate)
         self.device = pick_device(config.run.device, ranks.local_rank)
-        engine = FusedEngine if config.run.engine == "fused" else Engine
-        self.engine: EngineBase = engine(config, len(self.training_set.classes), self.device, ranks)
-        _check_crop(config, self.engine.on.master.stride)
+        self.engine: TrainingEngine = _engine(config)(config, len(self.training_set.classes), self.device, ranks)
+        _check_crop(config, self.engine.learner.stride)
         self.best = float("-inf")
         self.metrics = MeanMetrics()
         self.evaluated = 0  # the iteration of the last evaluation
@@ -151,7 +151,7 @@ class _Run:
         check_trackers(config)
         self.pipeline, self.pipeline_reason = choose_pipeline(config, self.device, self.pipeline_before)
         self.warned = False
-        self.not_captured: str | None = None
+        self.not_captured = self.engine.not_captured
 
     def execute(self, profile: int | None) -> dict[str, AnyResult]:
         """Run to the end, or to a signal: the last evaluation, nothing after a signal or on ranks but the first."""
@@ -191,8 +191,11 @@ class _Run:
         write_text(self.folder.config, text)
         if self.config.data.val_split is None:
             write_text(self.folder.held_out, "\n".join(self.validation_set.ids) + "\n")
+        on, an = self.engine.attentions
         extra = {
             "iteration": self.engine.iteration,
+            "attention": {"on": on, "an": an},
+            "not_captured": self.engine.not_captured,
             "data_fingerprint": self.training_set.fingerprint(),
             "pipeline": self.pipeline,
             "training_images": len(self.training_set),
@@ -266,7 +269,7 @@ class _Run:
     def _flops(self) -> dict[bool, int | None]:
         """FLOPs of a step, by whether it co-trains; None where they cannot be counted, which is said."""
         try:
-            return {phase: step_flops(self.engine.on.master, self.config, cotraining=phase) for phase in (False, True)}
+            return {phase: step_flops(self.engine.learner, self.config, cotraining=phase) for phase in (False, True)}
         except UncountableError as error:
             self.log.message(f"no TFLOP/s in the log: {error}")
             return {False: None, True: None}
@@ -288,10 +291,6 @@ class _Run:
         self.log.message(
             opening(self.engine, self.training_set, self.validation_set, self.pipeline, reason, self.folder)
         )
-        on, an = self.engine.attentions
-        self.not_captured = self.engine.not_captured
-        start = {"not_captured": self.not_captured, "attention_on": on, "attention_an": an}
-        self.log.record(self.engine.iteration, start, "start")
         if self.pipeline_before not in (None, self.pipeline):
             self.log.message(
                 f"warning: the run has used the {self.pipeline_before} pipeline so far; the images stay the same, "
@@ -299,7 +298,7 @@ class _Run:
             )
 
     def _note_capture(self) -> None:
-        """A capture that has failed, in the log; the engine has said so on the terminal."""
+        """A capture that has failed on the way, in the log; the engine has said so on the terminal."""
         if self.engine.not_captured != self.not_captured:
             self.not_captured = self.engine.not_captured
             self.log.record(self.engine.iteration, {"not_captured": self.not_captured}, "capture")
@@ -331,6 +330,12 @@ class _Run:
                 show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
         self.endings.save()
         return results
+
+
+def _engine(config: Config) -> type[FusedEngine] | type[Engine] | type[StandaloneEngine]:
+    if config.model.standalone:
+        return StandaloneEngine
+    return FusedEngine if config.run.engine == "fused" else Engine
 
 
 def _check_crop(config: Config, stride: int) -> None:

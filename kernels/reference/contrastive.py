@@ -29,13 +29,11 @@ def contrastive_separation(
 ) -> Tensor:
     """Eqs. 9, 10: (2,) sum over the anchors of Ω, the usable pixels with P ≤ ε, and |Ω|; pairs within an image, or over
     the batch (scope "batch"). With image labels the vectors are the CAM's probabilities, without them its logits."""
-    confidence = real(confidence.detach())
-    label, usable = pseudo_labels(confidence, category, threshold, valid, cam.shape[1])
-    selected = usable & (perplexity(confidence, threshold, alpha, beta) <= epsilon)
-    channels = real(cam) if image_labels is None else _probabilities(real(cam), image_labels)
+    label, selected = select_anchors(category, confidence, threshold, valid, cam.shape[1], epsilon, alpha, beta)
+    channels = real(cam) if image_labels is None else probabilities(real(cam), image_labels)
     vectors = channels.flatten(2).transpose(1, 2)  # (B, N, C), or (B, N, 1 + C)
     if similarity == "cosine":
-        vectors = _directions(vectors)
+        vectors = directions(vectors)
     label, selected = label.flatten(1), selected.flatten(1)
     count = selected.sum()
     if scope == "batch":  # all of Ω as one image without other pixels
@@ -44,7 +42,23 @@ def contrastive_separation(
     return torch.stack((total, count.to(total.dtype)))
 
 
-def _probabilities(cam: Tensor, image_labels: Tensor) -> Tensor:
+def select_anchors(
+    category: Tensor,
+    confidence: Tensor,
+    threshold: float | Tensor,
+    valid: Tensor | None,
+    num_classes: int,
+    epsilon: float,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """The pseudo-labels, int64, and Ω, bool: the usable pixels with P ≤ ε."""
+    confidence = real(confidence.detach())
+    label, usable = pseudo_labels(confidence, category, threshold, valid, num_classes)
+    return label, usable & (perplexity(confidence, threshold, alpha, beta) <= epsilon)
+
+
+def probabilities(cam: Tensor, image_labels: Tensor) -> Tensor:
     """(B, C, h, w) logits M and labels Y → (B, 1 + C, h, w) [1 − max_c Y_c·σ(M_c), Y_1·σ(M_1), …, Y_C·σ(M_C)]."""
     present = (image_labels > 0)[:, :, None, None]
     # σ is monotone, and 1 − σ(x) = σ(−x). Of equal maxima max(dim) takes the first; without any −∞ is left: σ(∞) = 1.
@@ -52,7 +66,7 @@ def _probabilities(cam: Tensor, image_labels: Tensor) -> Tensor:
     return torch.cat(((-largest).sigmoid(), cam.sigmoid().where(present, 0)), 1)
 
 
-def _directions(vectors: Tensor) -> Tensor:
+def directions(vectors: Tensor) -> Tensor:
     """Vectors (..., C) scaled to norm 1; those without a direction become constant zeros: no NaN gradient."""
     square = vectors.square().sum(-1, keepdim=True)
     directed = square > ZERO_NORM**2

@@ -56,6 +56,37 @@ def pseudo_labels(
     return category.where(foreground & usable, 0), usable
 
 
+def labels_and_reliabilities(
+    logits: Tensor,
+    confidence: Tensor,
+    category: Tensor,
+    threshold: Tensor,
+    valid: Tensor | None,
+    *,
+    alpha: float,
+    beta: float,
+    ignore_band: Sequence[float] | Sequence[tuple[float, float]] | None,
+) -> tuple[Tensor, Tensor]:
+    """CPL and r = 1/P of T targets (T, ...); r is 0 where a pixel is unusable, and in the type of the logits."""
+    confidence = real(confidence.detach())
+    each_target = (-1, *[1] * (confidence.ndim - 1))
+    threshold = threshold.reshape(each_target)
+    band = None
+    if ignore_band is not None:  # one for all targets, or one for each
+        low, high = (bound.reshape(each_target) for bound in confidence.new_tensor(ignore_band).reshape(-1, 2).T)
+        band = (low, high)
+    label, usable = pseudo_labels(confidence, category, threshold, valid, logits.shape[1] - 1, band)
+    reliability = perplexity(confidence, threshold, alpha, beta).reciprocal() * usable
+    return label, reliability.to(logits.dtype)
+
+
+def sums_by_side(label: Tensor, reliability: Tensor, cross_entropy: Tensor) -> Tensor:
+    """Σ r·CE and Σ r of background and foreground pixels: (T, 2, 2) from (T, ...) each."""
+    terms = torch.stack((reliability * cross_entropy, reliability), 1)  # (T, 2, ...)
+    foreground = (label > 0)[:, None]
+    return torch.stack([(terms * side).flatten(2).sum(2) for side in (~foreground, foreground)], 1)
+
+
 def raw_cross_entropy(
     logits: Tensor,
     confidence: Tensor,
@@ -69,17 +100,10 @@ def raw_cross_entropy(
 ) -> Tensor:
     """Sums of eq. 5 for T targets (T, B, H, W) on the same logits, apart for background and foreground pixels:
     (T, 2, 2), the last axis being Σ r·CE and Σ r with r = 1/P."""
-    logits, confidence = real(logits), real(confidence.detach())
-    threshold = threshold.reshape(-1, 1, 1, 1)
-    band = None
-    if ignore_band is not None:  # one for all targets, or one for each
-        low, high = confidence.new_tensor(ignore_band).reshape(-1, 2).T.reshape(2, -1, 1, 1, 1)
-        band = (low, high)
-    label, usable = pseudo_labels(confidence, category, threshold, valid, logits.shape[1] - 1, band)
-    reliability = perplexity(confidence, threshold, alpha, beta).reciprocal() * usable
-    reliability = reliability.to(logits.dtype)
+    logits = real(logits)
+    label, reliability = labels_and_reliabilities(
+        logits, confidence, category, threshold, valid, alpha=alpha, beta=beta, ignore_band=ignore_band
+    )
     log_probability = resize(logits, (confidence.shape[2], confidence.shape[3])).log_softmax(1)
     cross_entropy = -log_probability.gather(1, label.transpose(0, 1)).transpose(0, 1)  # (T, B, H, W)
-    terms = torch.stack((reliability * cross_entropy, reliability), 1)  # (T, 2, B, H, W)
-    foreground = (label > 0)[:, None]
-    return torch.stack([(terms * side).sum((2, 3, 4)) for side in (~foreground, foreground)], 1)
+    return sums_by_side(label, reliability, cross_entropy)

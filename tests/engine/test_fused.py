@@ -80,6 +80,15 @@ def test_half_precision_follows_single_precision(make_config: Callable[..., Conf
     assert relative(half, single) < 0.05
 
 
+def test_what_packs_its_scales_does_so_in_evaluation_too(make_config: Callable[..., Config]) -> None:
+    """Evaluation looks at the float32 networks, training computes with others; kernels by name are training's."""
+    overrides = ("run.precision=bf16", "teacher.attention=packed", "model.attention=flash")
+    engine = FusedEngine(make_config(*overrides), CLASSES, CPU)
+    assert engine.an.master is not engine.an.compute
+    assert (engine.an.master.is_packed, engine.an.compute.is_packed) == (True, True)
+    assert (engine.on.master.encoder.attention, engine.on.compute.encoder.attention) == ("sdpa", "flash")
+
+
 VIT = ()
 CNN = ("model.backbone=tf_efficientnet_lite0", "model.aux_layer=-1")
 

@@ -27,11 +27,11 @@ def test_large_image_is_shrunk_for_the_network_alone(tmp_path: Path) -> None:
 def test_sources_that_hold_no_image_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no images in .*; they end in \.jpg"):
         file_sources([tmp_path])
-    picture(tmp_path / "photos" / "a.jpg")
+    picture(tmp_path / "photos" / "sheep.jpg")
     with pytest.raises(UserError, match=r"phtos: no such file or folder \(did you mean '.*/photos'\?\); give"):
         file_sources([tmp_path / "phtos"])
-    with pytest.raises(UserError, match=r"b\.jpg: no such file or folder .did you mean '.*/a\.jpg'"):
-        file_sources([tmp_path / "photos/b.jpg"])
+    with pytest.raises(UserError, match=r"shep\.jpg: no such file or folder .did you mean '.*/sheep\.jpg'"):
+        file_sources([tmp_path / "photos/shep.jpg"])
     with pytest.raises(UserError, match=r"no images in .*; those in folders below it .* for example .*/photos$"):
         file_sources([tmp_path])
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosa_fast.kernels.cpu import choice
+
 
 def _poison(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
@@ -17,6 +19,19 @@ def _poison(tensor: Tensor) -> Tensor:
 def backend(request: pytest.FixtureRequest) -> str:
     """Both back-ends, for what both must do; Triton's needs the tensors on `kernel_device`."""
     return str(request.param)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The back-end that runs what is written for a CPU, and that here however few its values are."""
+    monkeypatch.setattr(choice, "FEW", dict.fromkeys(choice.FEW, 0))
+    return "auto"
+
+
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def each_way(request: pytest.FixtureRequest) -> str:
+    """`backend`, for operators of which there is one written for a CPU, too."""
+    return str(request.getfixturevalue("on_cpu") if request.param == "cpu" else request.param)
 
 
 @pytest.fixture

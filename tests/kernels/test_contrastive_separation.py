@@ -40,15 +40,17 @@ class Provider:
 REFERENCE = Provider("reference", torch.device("cpu"))
 
 
-@pytest.fixture(params=["reference", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["reference", "cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])
 def provider(request: pytest.FixtureRequest) -> Provider:
-    """The definition, and the kernels interpreted and on CUDA."""
+    """The definition, what is written for a CPU, and the kernels interpreted and on CUDA."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if request.param == "triton" and not runtime.INTERPRETED:
         pytest.skip("kernels are compiled in this process, not interpreted")
     if request.param == "reference":
         return REFERENCE
+    if request.param == "cpu":
+        return Provider(request.getfixturevalue("on_cpu"), torch.device("cpu"))
     return Provider("triton", torch.device("cuda" if request.param == "cuda" else "cpu"))
 
 
@@ -158,13 +160,16 @@ def test_the_definition_is_the_formula(
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("vectors", VECTORS)
-def test_gradcheck_of_the_definition(vectors: str, scope: str, similarity: str) -> None:
+@pytest.mark.parametrize("written_for", ["reading", "a CPU"])
+def test_gradcheck(vectors: str, scope: str, similarity: str, written_for: str, on_cpu: str) -> None:
+    backend = on_cpu if written_for == "a CPU" else "reference"
     values = as_type(case(2, 3, (3, 3)), torch.float64)
 
     def loss(cam: Tensor) -> Tensor:
         return contrastive_separation(
-            **changed(values, cam=cam), vectors=vectors, epsilon=1.5, scope=scope, similarity=similarity
-        )
+            **changed(values, cam=cam), vectors=vectors, epsilon=1.5, scope=scope, similarity=similarity,
+            backend=backend,
+        )  # fmt: skip
 
     assert loss(values["cam"]).item() > 0
     torch.autograd.gradcheck(loss, values["cam"].requires_grad_())

@@ -194,10 +194,10 @@ def test_large_and_tiny_maps_stay_in_range(kernel_device: torch.device, scale: f
     assert_as_exact_as_plain_pytorch(given_case._replace(cams=[cam * scale for cam in given_case.cams]))
 
 
-def test_by_hand(kernel_device: torch.device, backend: str) -> None:
+def test_by_hand(kernel_device: torch.device, each_way: str) -> None:
     cam = torch.tensor([[[[-1.0, 1.0, 3.0]]], [[[5.0, 0.0, -2.0]]]], device=kernel_device)  # flipped back: -2, 0, 5
     one = torch.ones(1, 1, device=kernel_device)
-    confidence, category = fuse_cams([cam], one, (1, 3), backend=backend)
+    confidence, category = fuse_cams([cam], one, (1, 3), backend=each_way)
     expected = torch.tensor([[[0.0, 1.0, 5.0]]], device=kernel_device) / (5 + 1e-5)
     torch.testing.assert_close(confidence, expected)
     assert (category == 1).all()
@@ -205,50 +205,50 @@ def test_by_hand(kernel_device: torch.device, backend: str) -> None:
 
 @pytest.mark.parametrize("value", [7.3, -7.3])
 def test_equal_maps_take_the_lowest_present_class(
-    kernel_device: torch.device, backend: str, value: float, poisoned: None
+    kernel_device: torch.device, each_way: str, value: float, poisoned: None
 ) -> None:
     given_case = case(kernel_device, ((1, 2), (2,)))
     constant = given_case._replace(cams=[torch.full_like(cam, value) for cam in given_case.cams], valid=None)
-    confidence, category = constant.run(backend)
+    confidence, category = constant.run(each_way)
     assert confidence.eq(0).all()
     assert category[0].eq(2).all()
     assert category[1].eq(3).all()
     for cam in given_case.cams:
         cam[:, 2] = cam[:, 1]
-    assert given_case.run(backend)[1][0].unique().tolist() in ([0, 2], [2])
+    assert given_case.run(each_way)[1][0].unique().tolist() in ([0, 2], [2])
 
 
 def test_nothing_valid_no_class_and_one_valid_pixel_give_zero(
-    kernel_device: torch.device, backend: str, poisoned: None
+    kernel_device: torch.device, each_way: str, poisoned: None
 ) -> None:
     given_case = case(kernel_device, ((0, 1), (), (1, 2)))
     assert given_case.valid is not None
     given_case.valid[0] = False
     given_case.valid[2] = False
     given_case.valid[2, 1, 3] = True
-    confidence, category = given_case.run(backend)
+    confidence, category = given_case.run(each_way)
     assert confidence.eq(0).all()
     assert category[:2].eq(0).all()
     assert category[2, 1, 3] == 2
     assert category.count_nonzero() == 1
 
 
-def test_padding_enters_no_extreme(kernel_device: torch.device, backend: str, poisoned: None) -> None:
+def test_padding_enters_no_extreme(kernel_device: torch.device, each_way: str, poisoned: None) -> None:
     cam = torch.tensor([0.0, 1.0, 2.0, 100.0], device=kernel_device).view(1, 1, 1, 4)
     valid = torch.tensor([[[False, True, True, False]]], device=kernel_device)
     one = torch.ones(1, 1, device=kernel_device)
-    confidence, category = fuse_cams([torch.cat((cam, cam.flip(-1)))], one, (1, 4), valid, backend=backend)
+    confidence, category = fuse_cams([torch.cat((cam, cam.flip(-1)))], one, (1, 4), valid, backend=each_way)
     expected = torch.tensor([[[0.0, 0.0, 1 / (1 + 1e-5), 0.0]]], device=kernel_device)
     torch.testing.assert_close(confidence, expected, atol=1e-7, rtol=0)
     assert category.flatten().tolist() == [0, 1, 1, 0]
 
 
-def test_absent_classes_do_not_matter_even_when_not_finite(kernel_device: torch.device, backend: str) -> None:
+def test_absent_classes_do_not_matter_even_when_not_finite(kernel_device: torch.device, each_way: str) -> None:
     given_case = case(kernel_device, ((0, 2), ()))
-    expected = given_case.run(backend)
+    expected = given_case.run(each_way)
     for cam in given_case.cams:
         cam[:, 1] = torch.nan
-    assert_same(given_case.run(backend), expected)
+    assert_same(given_case.run(each_way), expected)
 
 
 def test_a_map_that_is_not_finite_is_not_hidden(kernel_device: torch.device) -> None:
@@ -259,19 +259,19 @@ def test_a_map_that_is_not_finite_is_not_hidden(kernel_device: torch.device) -> 
     assert found.isnan().any()
 
 
-def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, each_way: str) -> None:
     half = case(kernel_device, ((0, 2),), size=(2, 3), dtype=torch.bfloat16)
-    assert_same(half.run(backend), half._replace(cams=[cam.float() for cam in half.cams]).run(backend))
+    assert_same(half.run(each_way), half._replace(cams=[cam.float() for cam in half.cams]).run(each_way))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16])
-def test_labels_of_any_type_and_layout(kernel_device: torch.device, backend: str, dtype: torch.dtype) -> None:
+def test_labels_of_any_type_and_layout(kernel_device: torch.device, each_way: str, dtype: torch.dtype) -> None:
     given_case = case(kernel_device, ((0, 2),), size=(2, 3))
     labels = given_case.labels if dtype == torch.bool else given_case.labels * 2
     if dtype == torch.float16:
         labels = labels - (labels == 0).float()  # absent below 0
     labels = labels.to(dtype).T.contiguous().T
-    assert_same(given_case._replace(labels=labels).run(backend), given_case.run(backend))
+    assert_same(given_case._replace(labels=labels).run(each_way), given_case.run(each_way))
 
 
 def test_layouts_are_read_in_place(kernel_device: torch.device, poisoned: None) -> None:
@@ -288,11 +288,11 @@ def test_layouts_are_read_in_place(kernel_device: torch.device, poisoned: None) 
         assert_no_copies(lambda cams=cams, valid=valid, outputs=outputs: _run(cams, given_case.labels, valid, *outputs))
 
 
-def test_no_valid_mask_means_all_valid(kernel_device: torch.device, backend: str) -> None:
+def test_no_valid_mask_means_all_valid(kernel_device: torch.device, each_way: str) -> None:
     given_case = case(kernel_device, ((0, 2),))
     assert given_case.valid is not None
     everything = given_case._replace(valid=torch.ones_like(given_case.valid))
-    assert_same(given_case._replace(valid=None).run(backend), everything.run(backend))
+    assert_same(given_case._replace(valid=None).run(each_way), everything.run(each_way))
 
 
 def test_extra_memory_is_a_few_integers_per_class(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,10 +326,10 @@ def test_repeated_runs_give_the_same_bits(kernel_device: torch.device) -> None:
     assert_same(given_case.run(), given_case.run())
 
 
-def test_no_gradient_is_kept(kernel_device: torch.device, backend: str) -> None:
+def test_no_gradient_is_kept(kernel_device: torch.device, each_way: str) -> None:
     given_case = case(kernel_device, ((0,),), size=(2, 2))
     given_case.cams[0].requires_grad_()
-    assert not any(output.requires_grad for output in given_case.run(backend))
+    assert not any(output.requires_grad for output in given_case.run(each_way))
 
 
 def test_registration(kernel_device: torch.device) -> None:

@@ -78,9 +78,9 @@ def evaluate(given_case: Case, backend: str, **options: Any) -> Result:
     return losses.detach(), torch.autograd.grad((losses * weights).sum(), logits)[0]
 
 
-def compare(given_case: Case, tolerance: float = 2e-6, **options: Any) -> Result:
-    """Three-way check of losses and gradient; the kernels' results."""
-    found, plain = (evaluate(given_case, backend, **options) for backend in ("triton", "reference"))
+def compare(given_case: Case, tolerance: float = 2e-6, backend: str = "triton", **options: Any) -> Result:
+    """Three-way check of losses and gradient; the results of the kernels, or of another back-end."""
+    found, plain = (evaluate(given_case, each, **options) for each in (backend, "reference"))
     truth = evaluate(given_case.double(), "reference", **options)
     assert found[0].dtype == torch.float32
     assert found[1].dtype == given_case.logits.dtype
@@ -137,7 +137,7 @@ def test_an_empty_side_contributes_nothing_and_the_other_keeps_its_share(level: 
     torch.testing.assert_close(balanced, share * raw_cross_entropy(logits, confidence, category, 0.5))
 
 
-def test_targets_have_bands_of_their_own(backend: str, kernel_device: torch.device) -> None:
+def test_targets_have_bands_of_their_own(each_way: str, kernel_device: torch.device) -> None:
     """One call with two bands gives what two calls give, in values and in the gradient."""
     given_case = case(4, (2, 3), (7, 9), targets=2, device=kernel_device)
     logits, confidence, category, threshold, valid = given_case.tensors()
@@ -145,7 +145,7 @@ def test_targets_have_bands_of_their_own(backend: str, kernel_device: torch.devi
     results = []
     for together in (True, False):
         leaf = logits.detach().clone().requires_grad_()
-        options: dict[str, Any] = {"beta": 0.0, "foreground_weight": 0.5, "backend": backend}
+        options: dict[str, Any] = {"beta": 0.0, "foreground_weight": 0.5, "backend": each_way}
         if together:
             losses = raw_cross_entropy(leaf, confidence, category, threshold, valid, ignore_band=bands, **options)
         else:
@@ -186,14 +186,17 @@ def test_several_targets_equal_single_calls_with_their_own_thresholds() -> None:
 
 
 @pytest.mark.parametrize("foreground_weight", [None, 0.5])
-def test_gradcheck_of_the_logits(foreground_weight: float | None) -> None:
+@pytest.mark.parametrize("written_for", ["reading", "a CPU"])
+def test_gradcheck_of_the_logits(foreground_weight: float | None, written_for: str, on_cpu: str) -> None:
+    backend = on_cpu if written_for == "a CPU" else "reference"
     logits, confidence, category, valid = one_target(2, 3, (2, 3), (5, 7))
     confidences, categories = torch.stack((confidence, 1 - confidence)), torch.stack((category, category))
 
     def losses(value: Tensor) -> Tensor:
         return raw_cross_entropy(
-            value, confidences, categories, torch.tensor([0.3, 0.6]), valid, foreground_weight=foreground_weight
-        )
+            value, confidences, categories, torch.tensor([0.3, 0.6]), valid, foreground_weight=foreground_weight,
+            backend=backend,
+        )  # fmt: skip
 
     torch.autograd.gradcheck(losses, logits.requires_grad_())
 
@@ -270,13 +273,13 @@ def test_three_targets_of_several_images_without_a_valid_mask(kernel_device: tor
 
 
 def test_a_single_target_gives_a_scalar_for_a_float_or_tensor_threshold(
-    kernel_device: torch.device, backend: str
+    kernel_device: torch.device, each_way: str
 ) -> None:
     given_case = case(3, (1, 2), (4, 9), targets=1, device=kernel_device)
-    expected, _ = evaluate(replace(given_case, threshold=torch.tensor([0.37], device=kernel_device)), backend)
+    expected, _ = evaluate(replace(given_case, threshold=torch.tensor([0.37], device=kernel_device)), each_way)
     logits, confidence, category, _, valid = given_case.tensors()
     for threshold in (0.37, torch.tensor(0.37, dtype=torch.float64, device=kernel_device)):
-        found = raw_cross_entropy(logits, confidence[0], category[0], threshold, valid, backend=backend)
+        found = raw_cross_entropy(logits, confidence[0], category[0], threshold, valid, backend=each_way)
         assert found.shape == ()
         torch.testing.assert_close(found, expected[0])
 
@@ -306,7 +309,7 @@ def test_classes_far_above_the_background_stay_exact(kernel_device: torch.device
 
 @pytest.mark.parametrize("nothing", ["valid", "category", "band"])
 def test_nothing_usable_gives_loss_and_gradient_zero(
-    kernel_device: torch.device, backend: str, poisoned: None, nothing: str
+    kernel_device: torch.device, each_way: str, poisoned: None, nothing: str
 ) -> None:
     given_case = case(2, (1, 2), (4, 6), device=kernel_device)
     if nothing == "valid":
@@ -316,17 +319,17 @@ def test_nothing_usable_gives_loss_and_gradient_zero(
     band = (0.0, 1.0) if nothing == "band" else None
     given_case = replace(given_case, confidence=given_case.confidence.clamp(0.01, 0.99))
     for weight in (None, 0.5):
-        losses, gradient = evaluate(given_case, backend, foreground_weight=weight, ignore_band=band)
+        losses, gradient = evaluate(given_case, each_way, foreground_weight=weight, ignore_band=band)
         assert losses.eq(0).all()
         assert gradient.eq(0).all()
 
 
-def test_one_valid_pixel_is_its_cross_entropy(kernel_device: torch.device, backend: str) -> None:
+def test_one_valid_pixel_is_its_cross_entropy(kernel_device: torch.device, each_way: str) -> None:
     given_case = case(2, (4, 4), (4, 4), targets=1, device=kernel_device)
     given_case.confidence[0, 0, 2, 1], given_case.category[0, 0, 2, 1] = 0.9, 2
     valid = torch.zeros(1, 4, 4, dtype=torch.bool, device=kernel_device)
     valid[0, 2, 1] = True
-    losses, _ = evaluate(replace(given_case, valid=valid), backend)
+    losses, _ = evaluate(replace(given_case, valid=valid), each_way)
     torch.testing.assert_close(losses[0], -given_case.logits[0, :, 2, 1].log_softmax(0)[2])
 
 
@@ -341,12 +344,12 @@ def test_one_valid_pixel_reaches_its_four_cells_alone(kernel_device: torch.devic
 
 
 def test_category_zero_is_background_and_beyond_the_classes_is_ignored(
-    kernel_device: torch.device, backend: str
+    kernel_device: torch.device, each_way: str
 ) -> None:
     logits = torch.randn(1, 3, 1, 3, device=kernel_device)
     confidence = torch.tensor([[[0.9, 0.9, 0.1]]], device=kernel_device)
     category = torch.tensor([[[0, 3, 255]]], device=kernel_device)
-    loss = raw_cross_entropy(logits, confidence, category, 0.5, backend=backend)
+    loss = raw_cross_entropy(logits, confidence, category, 0.5, backend=each_way)
     torch.testing.assert_close(loss, -logits[0, :, 0, 0].log_softmax(0)[0])
 
 
@@ -371,12 +374,12 @@ def test_threshold_tensors_outside_the_range_are_kept_inside(kernel_device: torc
     compare(replace(given_case, threshold=threshold))
 
 
-def test_half_types_are_computed_in_float32(kernel_device: torch.device, backend: str) -> None:
+def test_half_types_are_computed_in_float32(kernel_device: torch.device, each_way: str) -> None:
     half = case(3, (1, 2), (3, 8), dtype=torch.bfloat16, device=kernel_device)
-    losses, gradient = evaluate(half, backend)
+    losses, gradient = evaluate(half, each_way)
     assert losses.dtype == torch.float32
     assert gradient.dtype == torch.bfloat16
-    assert torch.equal(losses, evaluate(replace(half, logits=half.logits.float()), backend)[0])
+    assert torch.equal(losses, evaluate(replace(half, logits=half.logits.float()), each_way)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -51,7 +51,7 @@ def test_a_run_says_what_it_will_do_before_it_does_it(
     assert all(len(line) <= 100 or " " not in line.strip()[10:] for line in lines[start:first])
 
 
-def test_log_and_block_say_how_the_step_computes(
+def test_manifest_block_and_log_say_how_the_step_computes(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a capture that fails on the way, at the iteration where it did."""
@@ -64,12 +64,11 @@ def test_log_and_block_say_how_the_step_computes(
 
     monkeypatch.setattr(FusedEngine, "step", fails)
     overrides = ("optim.iterations=3", "optim.cotrain_after=0", "run.log_every=10", "teacher.attention=packed")
-    log = train(make_config(*overrides)).folder.log
+    folder = train(make_config(*overrides)).folder
     assert "sdpa (ON) and packed (AN)" in " ".join(capsys.readouterr().out.split())
-    start, capture = [record for record in read_log(log) if record["kind"] in ("start", "capture")]
-    assert start == {
-        "kind": "start", "iteration": 0, "not_captured": None, "attention_on": "sdpa", "attention_an": "packed",
-    }  # fmt: skip
+    manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    assert (manifest["attention"], manifest["not_captured"]) == ({"on": "sdpa", "an": "packed"}, None)
+    (capture,) = [record for record in read_log(folder.log) if record["kind"] == "capture"]
     assert capture == {"kind": "capture", "iteration": 2, "not_captured": "a step waits for the device"}
 
 

@@ -99,6 +99,7 @@ def test_environment_variables_are_filled_in_and_kept_out_of_what_is_reported(
         (GOOD, "mine.yaml: runs is missing; docs/ablations.md shows the format"),
         ("seeds: [0]\n" + ROWS, "mine.yaml: base is missing"),
         ("base: nowhere.yaml\nseeds: [0]\n" + ROWS, "nowhere.yaml: no such file, nor one of the shipped ones"),
+        ("like: tabel3.yaml\nseeds: [0]\n" + ROWS, r"tabel3.yaml: no such file \(did you mean 'table3.yaml'\?\), nor"),
         ("base: demo.yaml\nseeds: 3\n" + ROWS, r"seeds = 3 must be a list of whole numbers, for example \[0, 1, 2\]"),
         ("base: demo.yaml\nseeds: [1, 1]\n" + ROWS, r"seeds = \[1, 1\] names one twice"),
         (GOOD + "runs:\n  a: [loss.cscc=0]\n", r"runs.a: override 'loss.cscc=0': unknown key .*mean 'loss.csc'\?"),
