@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads of torch that wait must not take time from those that work: cores are few and shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow test-gpu-stack
+.PHONY: demo test test-slow test-gpu-stack test-compiled
 demo: $(VENV)/.installed
 	$(BIN)/python -m cosa_fast.demo
 
@@ -30,6 +30,17 @@ test-gpu-stack: $(STACK)/.installed
 $(STACK)/.installed: bench/gpu/stack.txt
 	$(PYTHON) -m venv $(STACK)
 	$(STACK)/bin/python -m pip install --quiet -r bench/gpu/stack.txt
+	touch $@
+
+# The kernels' own tests on compiled kernels, executed on this CPU: real warps, barriers and shared memory, at the launch
+# shapes of an H100. x86-64 and Python 3.11; takes hours, as every specialisation is compiled for itself.
+COMPILED ?= .venv-compiled
+test-compiled: $(COMPILED)/.installed
+	$(COMPILED)/bin/python -m bench.compiled.check --out bench/results/kernels_compiled.json
+
+$(COMPILED)/.installed: bench/compiled/requirements.txt
+	$(PYTHON) -m venv $(COMPILED)
+	$(COMPILED)/bin/python -m pip install --quiet -r bench/compiled/requirements.txt
 	touch $@
 
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt

@@ -31,15 +31,15 @@ def files(folder: Path = ROOT / "tests") -> list[Path]:
     return [path for path in sorted(folder.rglob("test_*.py")) if MARKED.search(path.read_text(encoding="utf-8"))]
 
 
-def run(path: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
+def run(path: Path, place: Path, arguments: list[str], limit: float = LIMIT) -> dict[str, Any]:
     """How many tests of a file passed, failed or were skipped, and the names of those that failed."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     xml = place / f"{name}.xml"
     command = [sys.executable, "-m", "pytest", "-q", *arguments, str(path), f"--junitxml={xml}"]
     try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"file": name, "error": f"not done after {LIMIT} s"}
+        return {"file": name, "error": f"not done after {limit:.0f} s"}
     if not xml.is_file():
         lines = (found.stdout + found.stderr).strip().splitlines()
         return {"file": name, "error": lines[-1] if lines else f"status {found.returncode}"}

@@ -65,8 +65,14 @@ def write(path: Path, results: Row) -> None:
 
 
 def print_static(results: Row) -> None:
-    """Two tables: registers, spills and shared memory per kernel and architecture; predicted limits per operator."""
+    """Two tables: registers, spills, shared memory and instructions per kernel and architecture; predicted limits per
+    operator. Between them what is not proved of shared memory."""
     print(static_table(results["rows"]))
+    proved = [row for row in results["rows"] if row.get("accesses") is not None]
+    if proved:
+        accesses, meeting = (sum(row[name] for row in proved) for name in ("accesses", "meeting"))
+        print(f"\nShared memory: {accesses} accesses, {meeting} pairs meet, {len(results['open_pairs'])} open")
+        print("\n".join(results["open_pairs"]))
     print("\nPredicted limits, one H200: the least time for the bytes, exponentials and flops that cannot be avoided")
     head = ["operator", "size", "mode", "by", "MB", "M exps", "Mflop", "limit ms"]
     lines = [
@@ -81,7 +87,7 @@ def print_static(results: Row) -> None:
 
 def static_table(rows: Sequence[Row]) -> str:
     """A line per operator, size and kernel; a column per architecture: the most registers / bytes of spills / KiB of
-    shared memory of its specialisations."""
+    shared memory / instructions of its specialisations."""
     architectures = list(dict.fromkeys(row["architecture"] for row in rows))
     lines: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     for row in rows:
@@ -92,15 +98,16 @@ def static_table(rows: Sequence[Row]) -> str:
         for key, found in lines.items()
     ]
     head = ["operator", "size", "kernel", *architectures]
-    return "Registers / bytes of spills / KiB of shared memory\n" + aligned(head, table, words=3)
+    return "Registers / bytes of spills / KiB of shared memory / instructions\n" + aligned(head, table, words=3)
 
 
 def _resources(rows: list[Row]) -> str:
     rows = [row for row in rows if "error" not in row]
     if not rows:
         return "-"
-    registers, spills, shared = (max(row[name] for row in rows) for name in ("registers", "spills", "shared"))
-    return f"{registers} / {spills} / {shared / 1024:.1f}"
+    names = ("registers", "spills", "shared", "instructions")
+    registers, spills, shared, instructions = (max(row[name] for row in rows) for name in names)
+    return f"{registers} / {spills} / {shared / 1024:.1f} / {instructions}"
 
 
 def print_measured(results: Row) -> None:

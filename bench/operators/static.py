@@ -1,7 +1,8 @@
 """The part of the kernel benchmark that needs no GPU: what every kernel takes of a multiprocessor, and the limits.
 
 The public functions run, forward and backward, on tensors that are only allocated; their launches are recorded, and
-compiled for each architecture (kernels/launch/offline.py).
+compiled for each architecture (kernels/launch/offline.py). Of the compiled code instructions are counted, and it is
+proved that no two threads touch the same byte of shared memory unordered (bench/proofs).
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from bench.operators.cases import OPERATORS, Problem, base_sizes, static_sizes
 from bench.operators.limits import PREDICTED_H200
 from bench.operators.output import machine
 from bench.operators.scene import Size
+from bench.proofs import listing, races
 from bench.tables import failure
 from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.offline import ARCHITECTURES, Compiled, compile_launches, source_hash
 from cosa_fast.kernels.launch.runtime import HAS_TRITON, INTERPRETED, Launch, record_launches
 
 Row = dict[str, Any]
-_known: dict[Any, Compiled] = {}  # what this process has compiled: operators share kernels, and sizes do
+# What this process has compiled and found out: operators share kernels, and sizes do.
+_known: dict[Any, Compiled] = {}
+_found: dict[tuple[int, bool], Row] = {}
 
 
 def compile_all(names: list[str], architectures: list[str], *, quick: bool, processes: int) -> Row:
@@ -36,10 +40,11 @@ def compile_all(names: list[str], architectures: list[str], *, quick: bool, proc
         raise UserError("TRITON_INTERPRET is set, but kernels are compiled here; unset it")
     rows = resource_rows(names, architectures, quick=quick, processes=processes)
     whole = (names, architectures, quick) == ([*OPERATORS], [*ARCHITECTURES], False)
+    lines = [f"{line} ({_name(row)})" for row in rows for line in row.pop("open_pairs", [])]
     return {
         "kind": "static", "machine": machine(torch.device("cpu")),
         "kernels_hash": source_hash() if whole else None,  # a part of it says nothing of all kernels
-        "rows": rows, "limits": limit_rows(names, quick=quick),
+        "open_pairs": lines, "rows": rows, "limits": limit_rows(names, quick=quick),
     }  # fmt: skip
 
 
@@ -91,16 +96,39 @@ def _rows_of(task: tuple[str, str, bool]) -> list[Row]:
     name, architecture, quick = task
     torch.set_num_threads(1)
     sizes = static_sizes(name, architecture, quick=quick)
-    return [row for size in sizes for row in _compile(name, size, architecture)]
+    return [row for size in sizes for row in _compile(name, size, architecture, prove=not quick)]
 
 
-def _compile(name: str, size: Size, architecture: str) -> list[Row]:
+def _compile(name: str, size: Size, architecture: str, *, prove: bool) -> list[Row]:
     subject = _subject(name, size)
     try:
         launches = record(OPERATORS[name].problem(size, torch.device("cpu"), filled=False), architecture)
-        return [{**subject, **compiled.as_row()} for compiled in compile_launches(launches, architecture, _known)]
+        compiled = compile_launches(launches, architecture, _known)
+        return [{**subject, **each.as_row(), **_read(each, prove)} for each in compiled]
     except Exception as error:  # of any kind: the other operators are still worth knowing
         return [{**subject, "architecture": architecture, "error": failure(error)}]
+
+
+def _read(compiled: Compiled, prove: bool) -> Row:
+    """Instructions, and the accesses to shared memory, how many of them may lie anywhere, the barriers and what stays
+    unproved; null and nothing where that was not asked for."""
+    key = (id(compiled), prove)
+    if key not in _found:
+        counted = listing.count(compiled.code, compiled.threads, compiled.blocks)
+        if prove:
+            proof = races.prove(compiled.code["llir"], compiled.threads, compiled.warp, compiled.shared)
+            proved: Row = {
+                "accesses": proof.accesses, "anywhere": proof.anywhere, "barriers": proof.barriers,
+                "meeting": proof.meeting, "open": len(proof.open), "open_pairs": proof.open,
+            }  # fmt: skip
+        else:
+            proved = dict.fromkeys(("accesses", "anywhere", "barriers", "meeting", "open"))
+        _found[key] = {**counted, **proved}
+    return dict(_found[key])
+
+
+def _name(row: Row) -> str:
+    return " ".join(str(row[name]) for name in ("operator", "classes", "dtype", "kernel", "architecture"))
 
 
 def _subject(name: str, size: Size) -> Row:

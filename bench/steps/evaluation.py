@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -31,7 +32,7 @@ from cosa_fast.config.schema import Config
 from cosa_fast.engine.flops import without_data
 from cosa_fast.evaluation.cam import Slots
 from cosa_fast.evaluation.evaluator import Evaluator
-from cosa_fast.evaluation.inference import inference
+from cosa_fast.evaluation.inference import in_one_pass, inference
 from cosa_fast.evaluation.part import Part, parts_of
 from cosa_fast.files import write_json
 from cosa_fast.network.build import build_model
@@ -100,7 +101,10 @@ def look(
     pixels, parts = batch_on(device, images, size)
 
     def run() -> None:
-        with inference(networks["on"]), inference(networks["an"]):
+        with ExitStack() as stack:
+            for network in networks.values():
+                stack.enter_context(inference(network))
+                stack.enter_context(in_one_pass(network, device))
             evaluator.look(networks, counts, pixels, parts)
 
     return run

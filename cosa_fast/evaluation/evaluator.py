@@ -21,7 +21,7 @@ from cosa_fast.distributed import ALONE, Ranks
 from cosa_fast.errors import UserError, hint
 from cosa_fast.evaluation.counting import Counts
 from cosa_fast.evaluation.gathering import finish
-from cosa_fast.evaluation.inference import forward_rows, inference, scaled_rows
+from cosa_fast.evaluation.inference import forward_rows, in_one_pass, inference, scaled_rows
 from cosa_fast.evaluation.label_only import LabelCounts, LabelResult
 from cosa_fast.evaluation.part import Part, Seen, parts_of
 from cosa_fast.evaluation.protocol import Thresholds, protocol_of
@@ -109,6 +109,7 @@ class Evaluator:
         with ExitStack() as stack:
             for network in networks.values():
                 stack.enter_context(inference(network))
+                stack.enter_context(in_one_pass(network, self._device))
             for shown in stream:
                 labels = shown.present if dataset.has_masks else _labels(dataset, shown.indices)
                 parts = parts_of([position[index] for index in shown.indices], labels, shown.truths)

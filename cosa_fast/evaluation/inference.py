@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosa_fast.evaluation.cam import Slots
+from cosa_fast.evaluation.gathering import must_wait
 from cosa_fast.network.attention_backends import any_size
 from cosa_fast.network.build import SegmentationNetwork
 from cosa_fast.network.model import Outputs
@@ -20,6 +21,9 @@ from cosa_fast.network.standalone import StandaloneNet
 
 # Full-resolution logits exist for one band of rows at a time: at most this many values.
 BAND_VALUES = 1 << 24
+# Below so many pixels, of all scales and flips together, one scale alone is too small for a GPU, and one pass over all
+# of them is half of the launches. Above, its activations would only take more memory.
+ONE_PASS_PIXELS = 1 << 23
 
 
 @contextmanager
@@ -34,6 +38,21 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def in_one_pass(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, a plain ViT on a GPU can take all scales in one pass; on leaving it attends as before."""
+    encoder = getattr(model, "encoder", None)
+    before = None if encoder is None or encoder.packs else encoder.attention
+    if encoder is None or before is None or not must_wait(device):
+        yield
+        return
+    encoder.attend("packed")
+    try:
+        yield
+    finally:
+        encoder.attend(before)
 
 
 def scaled_rows(images: Tensor, scales: Iterable[float], *, flip: bool, stride: int) -> dict[float, Tensor]:
@@ -52,13 +71,14 @@ def forward_rows(
     seg_scales: Iterable[float],
     dtype: torch.dtype = torch.float32,
 ) -> dict[float, Outputs]:
-    """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`. A network whose attention was
-    packed for training (teacher.attention) takes all scales in one pass."""
+    """A network's outputs for what `scaled_rows` gives; arguments as of `forward_scales`. All scales of a few images go
+    through a network in one pass where it is packed, for training (teacher.attention) or by `in_one_pass`."""
     wanted = set(seg_scales)
     device = next(iter(rows.values())).device
+    pixels = sum(len(each) * each.shape[2] * each.shape[3] for each in rows.values())
     products = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with products, any_size():
-        if not isinstance(model, StandaloneNet) and model.is_packed:
+        if not isinstance(model, StandaloneNet) and model.is_packed and pixels <= ONE_PASS_PIXELS:
             outputs = model.forward_packed(list(rows.values()), [scale in wanted for scale in rows], keep=False)
             return dict(zip(rows, outputs, strict=True))
         return {scale: model(each, seg=scale in wanted) for scale, each in rows.items()}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..reference.common import real
 from ..reference.contrastive import directions, probabilities, select_anchors
@@ -72,6 +73,7 @@ class _Separation(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return gradients[0] * ctx.saved_tensors[0], None, None, None
 

@@ -21,7 +21,7 @@ def fuse_cams(
     batch, classes = image_labels.shape
     confidence = torch.zeros((batch, *size), dtype=real(cams[0][:0]).dtype)
     category = torch.zeros((batch, *size), dtype=category_type(classes))
-    for image, present in enumerate((image_labels > 0).cpu()):
+    for image, present in enumerate(image_labels > 0):
         own = present.nonzero()[:, 0]
         box = box_of(None if valid is None else valid[image], size)
         if not len(own) or box is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..reference.common import real
 from ..reference.cross_entropy import labels_and_reliabilities, sums_by_side
@@ -118,6 +119,7 @@ class _Sums(torch.autograd.Function):
         return sum((image.sums(logits) for image in images), logits.new_zeros(targets, 2, 2))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         out = torch.zeros_like(logits)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one compilation needs of a program's resources; spills and shared memory in bytes."""
+    """What one compilation needs of a program's resources (spills and shared memory in bytes), and its code in the
+    compiler's stages, by their names there."""
 
     module: str
     kernel: str
@@ -45,10 +46,14 @@ class Compiled:
     spills: int
     shared: int
     shared_limit: int
+    blocks: Mapping[str, int] = field(compare=False, repr=False)
+    threads: int = field(compare=False, repr=False)
+    warp: int = field(compare=False, repr=False)
+    code: Mapping[str, Any] = field(compare=False, repr=False)
 
     def as_row(self) -> dict[str, Any]:
-        """The values by name."""
-        return asdict(self)
+        """The resources by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
 
 
 def source_hash(root: Path = KERNELS) -> str:
@@ -70,7 +75,7 @@ def compile_launches(
     known = {} if known is None else known
     keys: dict[Any, None] = {}
     for launch in launches:
-        key = (launch.kernel, architecture, str(_specialise(launch)), launch.configuration)
+        key = (launch.kernel, architecture, str(specialise(launch)), launch.configuration)
         if key not in known:
             known[key] = _compile(launch, architecture)
         keys[key] = None
@@ -83,7 +88,7 @@ def _compile(launch: Launch, architecture: str) -> Compiled:
     from triton.compiler import ASTSource
 
     backend, name, warp, limit = ARCHITECTURES[architecture]
-    signature, constants, attributes = _specialise(launch)
+    signature, constants, attributes = specialise(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.configuration.num_warps, "num_stages": launch.configuration.num_stages}
     printed = io.StringIO()
@@ -98,10 +103,13 @@ def _compile(launch: Launch, architecture: str) -> Compiled:
     described = f"{blocks} warps={launch.configuration.num_warps}".strip()
     shared = int(binary.metadata.shared)
     module = launch.kernel.__module__.rpartition(".")[2]
-    return Compiled(module, launch.kernel.__name__, architecture, described, registers, spills, shared, limit)
+    return Compiled(
+        module, launch.kernel.__name__, architecture, described, registers, spills, shared, limit,
+        launch.configuration.blocks, warp * launch.configuration.num_warps, warp, dict(binary.asm),
+    )  # fmt: skip
 
 
-def _specialise(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+def specialise(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
     """Signature, constants and attributes as Triton's own launcher derives them: 1 is a constant, multiples of 16 are
     known as such."""
     signature: dict[str, Any] = {}

@@ -152,7 +152,7 @@ def test_what_a_gpu_counts_together_is_what_a_cpu_counts_image_by_image(
     options: dict = {"scales": (1.0, 0.5), "cam_step": 0.1, "protocol": protocol}
     common: dict = {"teacher": TeacherConfig(scales=(1.0, 1.5)), "crop_size": 64}
     alone = evaluate(tiny_network, dataset, eval=EvalConfig(batch_size=1, **options), **common)
-    for module in (cam, gathering, part):
+    for module in (cam, gathering, part, inference):
         monkeypatch.setattr(module, "must_wait", lambda device: True)
     monkeypatch.setattr(cam, "MAP_VALUES", 10_000)
     monkeypatch.setattr(inference, "BAND_VALUES", 10_000)

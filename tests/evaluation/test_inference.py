@@ -44,15 +44,16 @@ def test_modes_come_back_even_after_an_error(tmp_path: Path) -> None:
         assert not model.get_submodule("norm").training
 
 
-def test_a_network_packed_for_training_takes_all_scales_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_images_go_through_a_packed_network_at_all_scales_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     network = random_network().eval()
     images = torch.randn(2, 3, 40, 57, generator=torch.Generator().manual_seed(1))
     rows = inference.scaled_rows(images, (1.0, 0.5, 1.5, 1.0), flip=True, stride=network.stride)
     with torch.no_grad():
         apart = inference.forward_rows(network, rows, (1.0, 0.5))
-        network.encoder.attend("packed")
         monkeypatch.setattr(network, "forward", None)
-        together = inference.forward_rows(network, rows, (1.0, 0.5))
+        with inference.in_one_pass(network, torch.device("meta")):
+            together = inference.forward_rows(network, rows, (1.0, 0.5))
+    assert network.encoder.attention == "sdpa"
     assert not network.encoder._segments, "an evaluation sees hundreds of sizes"
     assert list(together) == [1.0, 0.5, 1.5]
     assert together[1.5].seg is None

@@ -21,6 +21,11 @@ from cosa_fast.kernels.launch.runtime import HAS_TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "bench" / "results" / "kernels_static.json"
+REWRITE = "python bench/kernels.py --static --processes 2 --out bench/results/kernels_static.json"
+SUBJECT = (
+    "operator", "classes", "batch", "resolution", "dtype", "variant", "architecture", "module", "kernel",
+    "configuration", "error",
+)  # fmt: skip
 IN_CLASSES = {"fuse_cams", "raw_cross_entropy", "seg_to_cam_loss", "contrastive_separation"}
 Row = dict[str, Any]
 
@@ -54,11 +59,43 @@ def rows(committed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     assert run.returncode == 0, run.stderr
     print(run.stdout.partition("\nPredicted limits")[0])
     compiled: list[Row] = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    if few:
-        new = [row for row in compiled if row not in committed["rows"]]
-        assert not new, f"other than committed, though the sources are the same:\n{_lines(new)}"
-        return list(committed["rows"])
-    return compiled
+    if same_triton(committed):
+        differences = moved(committed["rows"], compiled, whole=not few)
+        assert not differences, f"{len(differences)} rows moved; to accept them: {REWRITE}\n" + "\n".join(differences)
+    return list(committed["rows"]) if few else compiled
+
+
+def same_triton(results: dict[str, Any]) -> bool:
+    import triton
+
+    return bool(results["machine"]["triton"] == triton.__version__)
+
+
+def moved(before: list[Row], after: list[Row], *, whole: bool) -> list[str]:
+    """What differs in figures that both have, a line for each kernel; with `whole` also what one of them lacks."""
+    old, new = _by_subject(before), _by_subject(after)
+    lines = [
+        f"{subject}: " + ", ".join(changes)
+        for subject, rows in new.items()
+        if subject in old
+        for one, other in zip(old[subject], rows, strict=False)
+        if (changes := [
+            f"{name} {one[name]} -> {other[name]}"
+            for name in one.keys() & other.keys()
+            if other[name] is not None and one[name] != other[name]
+        ])
+    ]  # fmt: skip
+    lines += [f"{subject}: new" for subject, rows in new.items() if len(rows) > len(old.get(subject, []))]
+    gone = [subject for subject, rows in old.items() if len(rows) > len(new.get(subject, []))]
+    return lines + [f"{subject}: gone" for subject in gone if whole]
+
+
+def _by_subject(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        subject = " ".join(str(row[name]) for name in SUBJECT if row.get(name) not in (None, ""))
+        found.setdefault(subject, []).append(row)
+    return found
 
 
 @needs_triton
@@ -77,6 +114,25 @@ def test_no_kernel_spills_registers(rows: list[Row]) -> None:
 def test_shared_memory_is_within_every_architectures_limit(rows: list[Row]) -> None:
     over = [row for row in rows if row.get("shared", 0) > row.get("shared_limit", 0)]
     assert not over, _lines(over)
+
+
+@needs_triton
+def test_no_two_threads_touch_a_byte_of_shared_memory_unordered(rows: list[Row]) -> None:
+    """bench/proofs, for every kernel, size and architecture. (Of one size alone it is not asked again.)"""
+    assert all(row["accesses"] is not None for row in rows)
+    assert sum(row["accesses"] for row in rows) > 1000
+    still_open = [row for row in rows if row["open"]]
+    assert not still_open, _lines(still_open)
+
+
+def test_what_moved_is_named() -> None:
+    row = {"operator": "fuse_cams", "classes": 20, "kernel": "_k", "architecture": "sm_90", "registers": 32, "open": 0}
+    assert moved([row], [row | {"open": None}], whole=True) == []
+    assert moved([row], [row | {"registers": 40}], whole=True) == ["fuse_cams 20 sm_90 _k: registers 32 -> 40"]
+    assert moved([row], [row, row | {"kernel": "_l"}], whole=True) == ["fuse_cams 20 sm_90 _l: new"]
+    assert moved([row], [row, row], whole=True) == ["fuse_cams 20 sm_90 _k: new"]
+    assert moved([row], [], whole=True) == ["fuse_cams 20 sm_90 _k: gone"]
+    assert moved([row], [], whole=False) == []
 
 
 @needs_triton

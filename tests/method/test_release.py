@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.batch import Batch
+from cosa_fast.data_pipeline.views.parameters import AugmentConfig, AugmentParameters, Box, draw
+from cosa_fast.data_pipeline.views.pixels import normalise, render
 from cosa_fast.engine.fused import FusedEngine
 from cosa_fast.engine.optim import learning_rate
 from cosa_fast.engine.plain import Engine
-from cosa_fast.kernels import dense_energy
+from cosa_fast.kernels import dense_energy, raw_cross_entropy
 from cosa_fast.method.assignment import assign
 from cosa_fast.network.model import Outputs
 
@@ -240,3 +242,56 @@ def test_the_energy_sees_every_second_pixel(make_config: MakeConfig, batches: li
             for each in (batch, noisy)
         ]
     assert torch.equal(*energies)
+
+
+# What is declared not to be equal, and has no test elsewhere: that it is as declared.
+
+
+def test_the_class_balance_is_the_whole_batch_s_and_not_that_of_its_parts() -> None:
+    """Theirs: the mean over two GPUs, each of which balances its own two images."""
+    generator = torch.Generator().manual_seed(0)
+    logits, confidence = torch.randn(4, 3, 4, 4, generator=generator), torch.rand(4, 16, 16, generator=generator)
+    logits[:2] *= 3
+    confidence[:2] *= 0.6  # little foreground in the first part, and that at higher losses
+    category = torch.randint(1, 3, confidence.shape, generator=generator)
+    up = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
+    label = category.where(confidence >= 0.5, 0)
+    entropy = F.cross_entropy(up, label, reduction="none")
+
+    def balanced(images: slice) -> Tensor:
+        sides = (entropy[images][side] for side in (label[images] == 0, label[images] > 0))
+        return torch.stack([side.mean() for side in sides]).mean()
+
+    found = raw_cross_entropy(logits, confidence, category, 0.5, beta=0.0, foreground_weight=0.5)
+    torch.testing.assert_close(found, balanced(slice(4)))
+    theirs = (balanced(slice(2)) + balanced(slice(2, 4))) / 2
+    assert (found - theirs).abs() > 0.01 * theirs
+
+
+@pytest.mark.parametrize("operation", ["identity", "autocontrast", "equalize"])
+def test_blur_and_colours_see_real_pixels_alone(operation: str) -> None:
+    """Theirs see black around them."""
+    pixels = np.random.default_rng(0).integers(60, 180, (20, 24, 3), dtype=np.uint8)
+    image, config = Image.fromarray(pixels), AugmentConfig(crop_size=40, padding="black")
+    drawn = AugmentParameters((20, 24), False, Box(0, 0, 20, 24), Box(9, 5, 20, 24), 1.5, operation, 5)
+    strong = render(image, None, drawn, config).strong[:, 9:29, 5:29]
+    padded = Image.new("RGB", (40, 40))
+    padded.paste(image, (5, 9))
+    views = []
+    for each in (image, padded):
+        blurred = each.filter(ImageFilter.GaussianBlur(1.5))
+        views.append(
+            normalise(
+                getattr(ImageOps, operation)(blurred) if operation != "identity" else blurred, config.mean, config.std
+            )
+        )
+    torch.testing.assert_close(strong, views[0])
+    assert (strong - views[1][:, 9:29, 5:29]).abs().max() > 0.1
+
+
+def test_scaled_sizes_are_rounded() -> None:
+    """Theirs are cut off: a pixel less in half of all views. A very wide image shows its scale."""
+    drawn = [draw(0, position, (375, 10**7), AugmentConfig()).scaled_size for position in range(200)]
+    scaled = [375 * width / 10**7 for _, width in drawn]
+    assert all(abs(height - exact) <= 0.5 + 1e-4 for (height, _), exact in zip(drawn, scaled, strict=True))
+    assert 0.4 < np.mean([height > int(exact) for (height, _), exact in zip(drawn, scaled, strict=True)]) < 0.6
