@@ -93,8 +93,17 @@ def _run(name: str, limit: float) -> Row:
 
 def table(rows: dict[str, Row]) -> str:
     """A line per file."""
-    head = ["tests/kernels/test_...", "passed", "failed", "skipped", "kernels", "launches", "barriers put in"]
-    names = ("passed", "failed", "skipped", "kernels", "launches", "barriers")
+    head = [
+        "tests/kernels/test_...",
+        "passed",
+        "failed",
+        "skipped",
+        "kernels",
+        "launches",
+        "barriers put in",
+        "crashed",
+    ]
+    names = ("passed", "failed", "skipped", "kernels", "launches", "barriers", "crashed")
     lines = [[name, *(str(row.get(each, "-")) for each in names)] for name, row in rows.items()]
     notes = [f"{name}: {row.get('left_out') or row.get('error')}" for name, row in rows.items() if "passed" not in row]
     failed = [f"{name}: {' '.join(row['names'])}" for name, row in rows.items() if row.get("failed")]

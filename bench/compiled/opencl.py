@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,37 @@ def _device() -> tuple[Any, Any]:
     return context, cl.CommandQueue(context)
 
 
+class CompilerCrash(RuntimeError):
+    """The runtime's own compiler died of a program."""
+
+
+def _binary(spirv: bytes) -> bytes:
+    """The machine code of a program, made in a process of its own, as that compiler crashes on some; kept beside the
+    environment."""
+    folder = Path(sys.prefix) / "opencl" / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / hashlib.sha256(spirv).hexdigest()
+    made = source.with_suffix(".bin")
+    if not made.exists():
+        source.write_bytes(spirv)
+        command = [sys.executable, "-c", _BUILD, str(source), str(made)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            raise CompilerCrash(f"OpenCL's compiler crashes on {source}")
+    return made.read_bytes()
+
+
+_BUILD = """
+import os, sys
+import pyopencl as cl
+from bench.compiled.opencl import _device
+source, made = sys.argv[1:]
+context, _ = _device()
+program = cl.Program(context, open(source, "rb").read()).build()
+open(made + "~", "wb").write(program.get_info(cl.program_info.BINARIES)[0])
+os.replace(made + "~", made)
+"""
+
+
 class Built:
     """A program ready to run."""
 
@@ -36,7 +71,9 @@ class Built:
         import pyopencl as cl
 
         self.program = program
-        self._kernel = getattr(cl.Program(_device()[0], program.spirv).build(), program.name)
+        context, _ = _device()
+        built = cl.Program(context, context.devices, [_binary(program.spirv)]).build()
+        self._kernel = getattr(built, program.name)
 
     def run(self, launch: Launch) -> None:
         """All programs of the launch, and wait for them."""
@@ -70,7 +107,7 @@ def _pointer(tensor: Tensor) -> Any:
     import pyopencl as cl
 
     start = tensor.data_ptr()
-    return cl.SVM(np.frombuffer((ctypes.c_byte * 1).from_address(start), np.int8)) if start else _nothing()
+    return cl.SVM(np.ctypeslib.as_array((ctypes.c_byte * 1).from_address(start))) if start else _nothing()
 
 
 @cache

@@ -11,9 +11,10 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
 
+import pytest
 import triton
 
-from bench.compiled.opencl import Built
+from bench.compiled.opencl import Built, CompilerCrash
 from bench.compiled.spirv import compile_launch
 from cosa_fast import kernels
 from cosa_fast.files import write_json
@@ -23,6 +24,7 @@ from cosa_fast.kernels.launch.table import Configuration
 
 ARCHITECTURE = "sm_90"
 _built: dict[Any, Built] = {}
+_crashed: set[Any] = set()
 _launches = 0
 
 
@@ -31,14 +33,22 @@ def _run(kernel: Any, *, grid: Any, warmup: bool, num_warps: int, num_stages: in
     launch = runtime.Launch(kernel, grid, arguments, Configuration(num_warps, num_stages))
     key = (kernel, str(specialise(launch)), num_warps, num_stages)
     if key not in _built:
-        _built[key] = Built(compile_launch(launch))
+        try:
+            _built[key] = Built(compile_launch(launch))
+        except CompilerCrash as crash:
+            _crashed.add(key)
+            pytest.skip(str(crash))
     _built[key].run(launch)
     _launches += 1
 
 
 def pytest_addoption(parser: Any) -> None:
     """Where what was compiled is told."""
-    parser.addoption("--compiled", type=Path, help="JSON: kernels compiled, launches, barriers put in")
+    parser.addoption(
+        "--compiled",
+        type=Path,
+        help="JSON: kernels compiled, launches, barriers put in, kernels on which OpenCL's compiler crashed",
+    )
 
 
 def pytest_configure(config: Any) -> None:
@@ -53,4 +63,4 @@ def pytest_sessionfinish(session: Any) -> None:
     """Tell it."""
     if path := session.config.getoption("compiled"):
         added = sum(built.program.barriers for built in _built.values())
-        write_json(path, {"kernels": len(_built), "launches": _launches, "barriers": added})
+        write_json(path, {"kernels": len(_built), "launches": _launches, "barriers": added, "crashed": len(_crashed)})

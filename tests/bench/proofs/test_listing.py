@@ -1,31 +1,36 @@
-"""Instructions of a kernel, in all, in its inner loops, per pixel."""
+"""Instructions of a kernel, in all and per pixel."""
+
+import struct
 
 import pytest
 
 from bench.proofs import listing
 
-SASS = """
-	code for sm_90a
-		Function : _kernel
-        /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00000a00ff017b82 */
-                                                                              /* 0x000e300000000800 */
-        /*0010*/                   MOV R2, RZ ;                               /* 0x0 */
-        /*0020*/                   IADD3 R2, R2, 0x1, RZ ;                    /* 0x0 */
-        /*0030*/                   IADD3 R3, R3, 0x1, RZ ;                    /* 0x0 */
-        /*0040*/                   NOP ;                                      /* 0x0 */
-        /*0050*/               @P0 BRA 0x30 ;                                 /* 0x0 */
-        /*0060*/               @P1 BRA.U 0x20 ;                               /* 0x0 */
-        /*0070*/                   EXIT ;                                     /* 0x0 */
-        /*0080*/                   BRA 0x80;                                  /* 0x0 */
-        /*0090*/                   NOP;                                       /* 0x0 */
-"""
+
+def binary(*opcodes: int) -> bytes:
+    """An ELF file with a section of such instructions."""
+    text = b"".join((0xFEA0 << 112 | 7 << 12 | opcode).to_bytes(16, "little") for opcode in opcodes)
+    names = b"\0.shstrtab\0.text._kernel\0"
+    head, start = 0x40, 0x40 + len(names)
+    sections = [
+        struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, head, len(names), 0, 0, 1, 0),
+        struct.pack("<IIQQQQIIQQ", 11, 1, 0, 0, start, len(text), 0, 0, 1, 0),
+    ]
+    header = bytearray(0x40)
+    struct.pack_into("<Q", header, 0x28, start + len(text))
+    struct.pack_into("<HHH", header, 0x3A, 0x40, len(sections), 0)
+    return bytes(header) + names + text + b"".join(sections)
 
 
-def test_sass_is_counted_without_what_fills_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_disassembled", lambda cubin: SASS)
-    found = listing.count({"cubin": b""}, 32, {"ROWS": 4, "COLUMNS": 32, "CLASSES": 8})
-    # 7 instructions by 32 threads for 128 pixels; of two loops, one in the other, the inner one has 2.
-    assert found == {"instructions": 7, "per_pixel": 1.75, "loops_per_pixel": [0.5]}
+def test_sass_is_counted_without_what_fills_up() -> None:
+    code = {"cubin": binary(0xB82, 0x947, 0x221, 0x94D, 0x947, 0x918, 0x918)}
+    found = listing.count(code, 32, {"ROWS": 4, "COLUMNS": 32, "CLASSES": 8})
+    assert found == {"instructions": 4, "per_pixel": 1.0}  # by 32 threads for 128 pixels
+
+
+def test_a_file_without_a_kernel_is_an_error() -> None:
+    with pytest.raises(ValueError, match="0 sections"):
+        listing.count({"cubin": binary().replace(b".text.", b".data.")}, 32, {"BLOCK": 32})
 
 
 def test_the_other_assembler_is_counted() -> None:
@@ -37,6 +42,5 @@ def test_the_other_assembler_is_counted() -> None:
         "\ts_nop 0",
         "\tv_mov_b32_e32 v1, 0",
     )
-    text = "\n".join([*lines, "\ts_endpgm"])
-    found = listing.count({"amdgcn": text}, 64, {"BLOCK": 64})
-    assert found == {"instructions": 3, "per_pixel": 3.0, "loops_per_pixel": []}
+    found = listing.count({"amdgcn": "\n".join([*lines, "\ts_endpgm"])}, 64, {"BLOCK": 64})
+    assert found == {"instructions": 3, "per_pixel": 3.0}
