@@ -56,7 +56,8 @@ def prepare(
     images if `packed` names one.
 
     A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's, and so is a folder for each
-    class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written where only the labels name the classes.
+    class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written
+    where only the labels name the classes.
     source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
     something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
