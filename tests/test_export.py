@@ -140,6 +140,21 @@ def test_a_file_that_differs_is_not_written(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_network_that_a_format_cannot_take_is_told_in_one_line(
+    checkpoint: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no node for math.ceil\nTraceback ...")
+
+    monkeypatch.setattr("cosa_fast.evaluation.exporting._write_program", refuse)
+    arguments = [str(checkpoint), "--format", "torch-export", "-o", str(tmp_path / "out"), "--images", str(images[0])]
+    with pytest.raises(
+        UserError, match=r"torch-export: .*\(no node for math\.ceil\); nothing was written: take another"
+    ):
+        export.main(arguments)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_an_output_that_is_a_file_is_told_before_the_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,3 +212,15 @@ def test_the_users_labels_are_checked_and_never_replaced(root: Path, capsys: pyt
     with pytest.raises(UserError, match="holds other labels of 1 images, first train_00003"):
         run(root, "--from", "masks")
     assert (root / "labels.json").read_text() == text
+
+
+def test_a_folder_for_each_class_is_labels_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat/x.jpg", "dog/y.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    assert main(["--format", "folder", "--root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 images, 2 labels, 0 images with none of the classes" in said
+    assert f"{tmp_path}: your labels, left as they are" in said
+    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "cat\ndog\n"
+    assert not (tmp_path / "labels.json").exists()

@@ -21,7 +21,7 @@ def collect(path: Path) -> dict[str, Any]:
     """What a run's folder says of it; of the machine's paths only the last names."""
     run = read_run(path)
     config = run.config
-    for section, key in (("data", "root"), ("model", "weights")):
+    for section, key in (("data", "root"), ("model", "weights"), ("run", "output")):
         config[section][key] = Path(config[section][key]).name
     return {
         "results": {record["network"]: record for record in run.evaluations},

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cosa_fast.config.schema import Config
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, first_line
 from cosa_fast.evaluation.exported import read_export, write_export
 from cosa_fast.evaluation.networks import Networks
 from cosa_fast.files import written_aside
@@ -80,20 +80,35 @@ def export(networks: Networks, name: str, format: Format, path: Path, images: Se
     network does. UserError where it does not agree, is not installed, or cannot be written."""
     model = InferenceModel(networks.named(name).cpu().eval(), networks.config).eval()
     with written_aside(path) as aside:
-        if format == "safetensors":
-            about = (networks.config, networks.classes, networks.thresholds, networks.iteration)
-            write_export(aside, networks.named(name), *about)
-        elif format == "torch-export":
-            _write_program(model, aside)
-        else:
-            _write_onnx(model, aside)
-        agreement = compare(_runner(format, aside), model, images)
+        with _told(format):
+            if format == "safetensors":
+                about = (networks.config, networks.classes, networks.thresholds, networks.iteration)
+                write_export(aside, networks.named(name), *about)
+            elif format == "torch-export":
+                _write_program(model, aside)
+            else:
+                _write_onnx(model, aside)
+            agreement = compare(_runner(format, aside), model, images)
         if agreement.pixels < 0.999:
             raise UserError(
                 f"--format {format}: only {agreement.pixels:.2%} of the pixels are as PyTorch's (logits differ by up "
                 f"to {agreement.largest:.2g}); nothing was written: try another format or version of its packages"
             )
     return agreement
+
+
+@contextmanager
+def _told(format: Format) -> Iterator[None]:
+    """Exporters and their runtimes take most networks, and raise exceptions of many kinds for the rest: one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--format {format}: this network cannot be exported so ({first_line(error, 150)}); nothing was written: "
+            f"take another of {', '.join(FORMATS)}"
+        ) from error
 
 
 def compare(run: Run, model: InferenceModel, images: Sequence[Image.Image]) -> Agreement:

@@ -44,14 +44,13 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     if len(there) > 1 and there[0] != LABEL_FILES[0]:
         raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
     everything = None if pack is not None else _everything(root)
-    in_folders = all("/" in id for id in images)
     return Layout(
         ids=list(images),
         images=list(images.values()),
         listing=root,
         classes=class_names(root, classes, ()) if named else None,
         label_files=tuple(root / name for name in LABEL_FILES),
-        annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if in_folders else None,
+        annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if _in_folders(images) else None,
         masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
         everything=everything,
     )
@@ -108,6 +107,15 @@ def _image_names(folder: Path) -> list[str]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def class_folders(root: Path, split: str) -> Path | None:
+    """The folder of a split whose own folders name the classes of its images; None where an image lies in none."""
+    return _folder_of(root, split) if _in_folders(find_images(root, split, None)) else None
+
+
+def _in_folders(images: dict[str, Path]) -> bool:
+    return all("/" in id for id in images)
 
 
 def _folder_labels(images: dict[str, Path]) -> Labels:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.colours import colours_of, write_indices
-from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES
+from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES, class_folders
 from cosa_fast.data_pipeline.datasets.instances import find_instances, read_instances
 from cosa_fast.data_pipeline.datasets.labels import (
     ImageNames,
@@ -55,8 +55,9 @@ def prepare(
     """Check every image of a split, write its label file unless the user has written one, and then the tar of its
     images if `packed` names one.
 
-    A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's: it is checked, against the
-    masks too where there are some, and never replaced. classes.txt is written where only the labels name the classes.
+    A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's, and so is a folder for each
+    class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written
+    where only the labels name the classes.
     source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
     something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
@@ -136,14 +137,15 @@ def collect_labels(
 
 
 def users_labels(format: str, root: Path, split: str) -> Path | None:
-    """The label file that the user has written for this split; None if there is none with a label of one of its images,
-    or if images that it lacks can be added from what else there is. UserError where it cannot be read.
+    """The label file that the user has written for this split, or the folder whose folders name the classes; None if
+    there is none with a label of one of its images, or if images that it lacks can be added from what else there is.
+    UserError where it cannot be read.
     """
     path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
-    if path is None or (format != "folder" and path.suffix != ".json"):
-        return None
     if format == "folder":
-        return path
+        return path or class_folders(root, split)
+    if path is None or path.suffix != ".json":
+        return None
     dataset = open_dataset(format, root, split, need_labels=False)
     known = set(dataset.ids) & set(read_labels(path, None, ImageNames(dataset.ids)))
     if known and len(known) < len(set(dataset.ids)):

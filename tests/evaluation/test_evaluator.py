@@ -175,6 +175,33 @@ def test_networks_that_share_a_pass_score_what_each_scores_alone(tmp_path: Path,
         assert str(both[name]) == str(evaluator.evaluate(network, dataset))
 
 
+def test_two_ranks_count_what_one_does(tmp_path: Path, tiny_network: CoSANet) -> None:
+    """Their sums are taken here one rank after the other."""
+    dataset, kept = make_dataset(tmp_path, block_masks()), []
+
+    class Second:
+        rank, size = 1, 2
+
+        def sum_(self, tensor: Tensor) -> None:
+            kept.append(tensor.clone())
+
+    class First(Second):
+        rank = 0
+
+        def sum_(self, tensor: Tensor) -> None:
+            tensor += kept.pop(0)
+
+    config = Config(data=DataConfig(mean=MEAN, std=STD), eval=EvalConfig(scales=(1.0,)))
+    results = [
+        Evaluator(config, CLASSES, "cpu", **options).evaluate(tiny_network, dataset)
+        for options in ({"ranks": Second()}, {"ranks": First()}, {})
+    ]
+    assert kept == []
+    assert str(results[1]) == str(results[2])
+    assert str(results[1].observed) == str(results[2].observed)
+    assert str(results[0]) != str(results[2])
+
+
 def test_half_precision_changes_the_figures_a_little(tmp_path: Path, tiny_network: CoSANet) -> None:
     dataset = make_dataset(tmp_path, block_masks())
     single, half = (evaluate(tiny_network, dataset, precision=name).summary() for name in ("fp32", "bf16"))
