@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,9 @@ NUMBERS = [signal.SIGTERM, signal.SIGINT]
 # Its main thread is in C, and would not be back for a minute.
 WAITS = """
 import ctypes, sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from cosa_fast.files import written_aside
 from cosa_fast.run.signals import ended_at_once, resumable
 with ended_at_once(), resumable(lambda: "saved" in sys.argv), written_aside(Path(sys.argv[1])) as aside:
@@ -86,8 +90,16 @@ runpy.run_module("cosa_fast.train", run_name="__main__", alter_sys=False)
     assert end(process, number) == (128 + number, "", "stopped by a signal\n")
 
 
-def test_in_a_step_a_signal_is_noted_and_elsewhere_it_means_what_it_meant() -> None:
-    signals, before = Signals(), signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def python_s_own_handler() -> Iterator[Any]:
+    """As on a terminal; a shell's background processes ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_in_a_step_a_signal_is_noted_and_elsewhere_it_means_what_it_meant(python_s_own_handler: Any) -> None:
+    signals, before = Signals(), python_s_own_handler
     with signals.noted():
         assert signals.received == 0
         with signals.obeyed():

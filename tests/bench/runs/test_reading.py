@@ -25,7 +25,10 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         records = [*training, {**evaluation, "seg_label_free": 0.0}, evaluation]
         (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         (folder / "manifest.json").write_text(json.dumps({"commit": name, "machine": "x86_64"}))
-        config = {"data": {"root": "/disk/set"}, "model": {"weights": "/disk/w.safetensors"}, "optim": {"lr": 1e-4}}
+        config = {
+            "data": {"root": "/disk/set"}, "model": {"weights": "/disk/w.safetensors"}, "optim": {"lr": 1e-4},
+            "run": {"output": "/disk/runs"},
+        }  # fmt: skip
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return folder
 
@@ -41,7 +44,12 @@ def test_a_collected_run_has_its_last_figures_and_no_paths_of_the_machine(
     assert found["results"]["student"]["seg_label_free"] == 50
     assert found["training_minutes"] == 4.0  # 40 iterations of 6 seconds
     assert found["curve"][-1] == {"iteration": 40, "loss": 1.0}
-    assert (found["config"]["data"]["root"], found["config"]["model"]["weights"]) == ("set", "w.safetensors")
+    config = found["config"]
+    assert (config["data"]["root"], config["model"]["weights"], config["run"]["output"]) == (
+        "set",
+        "w.safetensors",
+        "runs",
+    )
     assert found["manifest"]["commit"] == "paper"
 
 
@@ -65,7 +73,7 @@ def test_curves_are_compared_between_pipelines_and_between_seeds(
 
 
 def test_a_folder_without_a_run_is_one_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/log\.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"nowhere/log\.jsonl: no such file"):
         collect.main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "out.json")])
     with pytest.raises(UserError, match="demo: not named SET_PIPELINE_SEED"):
         curves.main([str(make_run("demo")), "-o", str(tmp_path / "out.json")])
