@@ -62,7 +62,6 @@ class ModelConfig:
     (uniform). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes
     its blocks again in the backward pass instead of keeping what is inside."""
 
-    architecture: Literal["CoSA", "DeepLabV3Plus", "Segformer", "UPerNet"] = "CoSA"
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +74,7 @@ class ModelConfig:
     head_start: Literal["small", "uniform"] = "small"
     detach: Literal["none", "features", "weights", "both"] = "none"
     checkpoint_blocks: bool = False
+    architecture: Literal["CoSA", "DeepLabV3Plus", "Segformer", "UPerNet"] = "CoSA"
 
     @property
     def standalone(self) -> bool:
