@@ -12,13 +12,16 @@ What a caller can get wrong raises cosa_fast.errors.UserError, whose message nam
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from cosa_fast.cli import NETWORKS
 from cosa_fast.config.parsing import load_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.images import read_image
+from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.networks import load_networks
@@ -44,15 +47,17 @@ def train(
         print(summary.results["an"].table())
         summary.folder.report  # to open in a browser
     """
+    if not isinstance(config, Config):
+        raise UserError(f"{config}: give train what load_config returns")
     resume = None if resume is None else str(resume)
     return run_training(config, resume=resume, overwrite=overwrite, profile=profile, report=write)
 
 
 def evaluate(
     checkpoint: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
-    networks: Sequence[str] = ("on", "an"),
+    networks: str | Sequence[str] = ("on", "an"),
     limit: int | None = None,
 ) -> dict[str, AnyResult]:
     """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}; a LabelResult
@@ -66,16 +71,19 @@ def evaluate(
         print(results["an"].table())
         results["an"].summary()["seg_label_free"]  # mIoU in percent
     """
+    overrides, chosen = _several(overrides), [_network(name) for name in _several(networks)]
+    if not chosen:
+        raise UserError("networks=[]: name 'on', 'an' or both")
     loaded = load_networks(checkpoint, overrides=overrides)
-    return evaluate_networks(loaded, configure(loaded, overrides, str(checkpoint)), networks, limit=limit)
+    return evaluate_networks(loaded, configure(loaded, overrides, str(checkpoint)), chosen, limit=limit)
 
 
 def segment(
     checkpoint: str | Path,
-    images: Iterable[str | Path | Image.Image],
+    images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
     *,
     network: str = "an",
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     scales: Sequence[float] | None = None,
     max_side: int = MAX_SIDE,
 ) -> list[np.ndarray]:
@@ -90,9 +98,30 @@ def segment(
         masks[0].shape  # that of cat.jpg, upright
         (masks[0] == 8).mean()  # the cat's share of the image: cat is class 7 of VOC, counted from 0
     """
+    if scales is not None and not (scales and all(scale > 0 for scale in scales)):
+        raise UserError(f"scales={list(scales)}: give positive numbers, or None")
+    if max_side < 1:
+        raise UserError(f"max_side={max_side}: give a number of pixels")
+    labels = None if labels is None else _several(labels)
+    network = _network(network)
     predictor = Predictor(load_networks(checkpoint), network=network, labels=labels, scales=scales, max_side=max_side)
-    return [predictor.predict(_opened(image)).classes for image in images]
+    return [predictor.predict(_opened(image)).classes for image in _several(images)]
+
+
+def _several(given: Any) -> list[Any]:
+    """A single text, path or image is a list of one."""
+    return [given] if isinstance(given, str | Path | Image.Image) else list(given)
+
+
+def _network(name: str) -> str:
+    if name not in NETWORKS:
+        raise UserError(f"network {name!r}: there are 'on' and 'an'")
+    return NETWORKS[name]
 
 
 def _opened(image: str | Path | Image.Image) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, str | Path):
+        raise UserError(f"segment takes files and PIL images, not {type(image).__name__}; PIL has Image.fromarray")
+    return read_image(Path(image))

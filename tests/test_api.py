@@ -57,3 +57,22 @@ def test_mistakes_are_user_errors(summary: api.Summary, tmp_path: Path) -> None:
         api.segment(tmp_path / "none.pt", [])
     with pytest.raises(UserError, match="there is no class 'unicorn'"):
         api.segment(best, [], labels=["unicorn"])
+
+
+def test_one_text_is_a_list_of_one_and_wrong_values_are_named(summary: api.Summary, tmp_path: Path) -> None:
+    best = summary.folder.checkpoint(2)
+    file = picture(tmp_path / "a.png", 60, 40)
+    assert len(api.segment(best, str(file), labels="dots", network="teacher")) == 1
+    assert api.evaluate(best, "eval.flip=true", networks="an", limit=1).keys() == {"an"}
+    assert api.load_config("demo.yaml", "optim.lr=1e-5").optim.lr == 1e-5
+    for wrong, match in (
+        (lambda: api.segment(best, [file], network="foo"), "network 'foo': there are 'on' and 'an'"),
+        (lambda: api.evaluate(best, networks=["foo"]), "network 'foo'"),
+        (lambda: api.evaluate(best, networks=[]), "name 'on', 'an' or both"),
+        (lambda: api.segment(best, [np.zeros((4, 4, 3), np.uint8)]), "not ndarray"),
+        (lambda: api.segment(best, [file], scales=[0]), "positive numbers"),
+        (lambda: api.segment(best, [file], max_side=0), "max_side=0"),
+        (lambda: api.train("demo.yaml"), "what load_config returns"),
+    ):
+        with pytest.raises(UserError, match=match):
+            wrong()

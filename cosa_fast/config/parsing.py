@@ -22,14 +22,15 @@ LONGEST_NAME = 4096  # of a path, on Linux
 T = TypeVar("T")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: str | Sequence[str] = ()) -> Config:
     """Read a YAML file (`voc.yaml` without a folder is found among the shipped ones), then apply `key=value` overrides
-    in order.
+    in order; a single text is one.
 
     A `base: other.yaml` key takes another file's settings first; that file is looked up beside this one, then among the
     shipped ones. UserError as the head of this module says; for a misspelt key it names the nearest valid
     one.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     return config_from_dict(_read_with_base(find_config(Path(path))), overrides, where=str(path))
 
 

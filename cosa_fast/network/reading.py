@@ -120,6 +120,8 @@ def _reason(error: Exception, path: Path) -> tuple[str, str]:
         return "it is a web page", "download the file itself"
     if not head:
         return "it is empty", _AGAIN
+    if path.suffix in (".onnx", ".pt2"):
+        return "it is a graph for other programs", "give a checkpoint, or export it as safetensors"
     cut_short = isinstance(error, EOFError) or "unexpected EOF" in str(error)
     if path.suffix == ".safetensors" or head.startswith(b"PK\x03\x04") or cut_short:
         return "it is truncated or damaged", _AGAIN

@@ -13,8 +13,10 @@ def require_no_run(folder: RunFolder) -> None:
     """UserError if an earlier run left something worth keeping, or is being replaced by one that has not got far."""
     kept = [*folder.kept(), *RunFolder(_replaced(folder)).kept()]
     if kept:
+        goes_on = any(path.suffix == ".pt" for path in kept)
         raise UserError(
-            f"{folder.path} holds a run already ({kept[0].relative_to(folder.path)}); continue it with --resume auto, "
+            f"{folder.path} holds a run already ({kept[0].relative_to(folder.path)}); "
+            f"{'continue it with --resume auto' if goes_on else 'it has no checkpoint to go on from'}, "
             "replace it with --overwrite, or give this one another run.name"
         )
 

@@ -153,7 +153,10 @@ def class_names(root: Path, given: Sequence[str] | None, fallback: Sequence[str]
     source = "data.classes" if given else str(path)
     names = tuple(given or (read_lines(path) if path.is_file() else fallback))
     if not names:
-        raise UserError(f"{path}: no class names; write them there, one a line, or set data.classes=[...]")
+        raise UserError(
+            f"{path}: no class names; give the images labels ({root / 'labels.csv'}: image,classes), write the names "
+            "there, one a line, or set data.classes=[...]"
+        )
     keys = Counter(map(_key, names))
     twice = [name for name in names if keys[_key(name)] > 1]
     if twice:

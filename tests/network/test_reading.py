@@ -82,6 +82,14 @@ def test_a_file_that_is_cut_short_is_to_be_copied_again(name: str, share: float,
     assert caught.value.remedy.startswith("copy or download it again")
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.pt2"])
+def test_a_graph_for_other_programs_is_not_called_damaged(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(UnreadableError, match=r"^it is a graph for other programs$") as caught:
+        read_file(tmp_path / name)
+    assert "safetensors" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -108,12 +108,19 @@ def test_a_kill_between_checkpoint_and_farewell_is_made_up(folder: RunFolder) ->
     assert content(folder) == {"notes.txt": "mine", "checkpoints/00000002.pt": "new"}
 
 
-@pytest.mark.parametrize("kept", ["results.json", "checkpoints/best.pt", "checkpoints/00000007.pt"])
-def test_whatever_is_worth_keeping_is_not_overwritten_unasked(kept: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept", "advice"),
+    [
+        ("results.json", "it has no checkpoint to go on from"),
+        ("checkpoints/best.pt", "continue it with --resume auto"),
+        ("checkpoints/00000007.pt", "continue it with --resume auto"),
+    ],
+)
+def test_whatever_is_worth_keeping_is_not_overwritten_unasked(kept: str, advice: str, tmp_path: Path) -> None:
     path = tmp_path / kept
     path.parent.mkdir(exist_ok=True)
     path.write_text("precious")
-    with pytest.raises(UserError, match=rf"holds a run already \({kept}\); continue it with --resume auto, replace"):
+    with pytest.raises(UserError, match=rf"holds a run already \({kept}\); {advice}, replace"):
         replacing.require_no_run(RunFolder(tmp_path))
 
 
