@@ -45,7 +45,7 @@ def str_or_hex(value: float) -> str:
 @fuzzed(60)
 @given(st.lists(overrides(), min_size=1, max_size=3))
 def test_overrides(tmp_path: Path, given_overrides: list[str]) -> None:
-    sound(held(tmp_path, lambda: load_config("voc.yaml", given_overrides), "override"), tmp_path)
+    sound(held(tmp_path, lambda: load_config("voc.yaml", given_overrides), "override", "voc.yaml"), tmp_path)
 
 
 @st.composite
