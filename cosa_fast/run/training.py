@@ -320,14 +320,19 @@ class _Run:
         """With the state on the disk before it begins, and with its outcome when all that it leaves is written: a run
         that is ended before that makes the evaluation up."""
         self.endings.save()
-        with self.signals.obeyed():
-            results, best = self.evaluation.evaluate()
-        self.evaluated = self.engine.iteration
-        if best:
-            self.endings.save_best(self.evaluation.chosen)
-        if self.ranks.is_main:
+        before = self.evaluated, self.evaluation.best
+        try:
             with self.signals.obeyed():
-                show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
+                results, best = self.evaluation.evaluate()
+            self.evaluated = self.engine.iteration
+            if best:
+                self.endings.save_best(self.evaluation.chosen)
+            if self.ranks.is_main:
+                with self.signals.obeyed():
+                    show_evaluation(self.folder, self.engine, self.validation_set, results, self.log, self.report)
+        except BaseException:  # a state that is saved now must not know of a best.pt that is not there
+            self.evaluated, self.evaluation.best = before
+            raise
         self.endings.save()
         return results
 

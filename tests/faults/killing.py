@@ -31,6 +31,7 @@ if __name__ == "__main__":
 from tiny_run import TINY  # noqa: E402
 
 from cosa_fast.data_pipeline.datasets.synthetic import generate  # noqa: E402
+from cosa_fast.errors import UserError  # noqa: E402
 from cosa_fast.evaluation.networks import load  # noqa: E402
 from cosa_fast.run.folder import RunFolder  # noqa: E402
 
@@ -142,7 +143,10 @@ class Study:
 
     def difference(self, name: str) -> str | None:
         """What of a finished run is not as that of the undisturbed one; None if all is."""
-        found = outcome(self._folder / name)
+        try:
+            found = outcome(self._folder / name)
+        except UserError as error:
+            return str(error)
         wrong = [part for part, expected in self._expected.items() if not same(found[part], expected)]
         files = sorted({*found["files"]} ^ {*self._expected["files"]})
         return f"differs from the undisturbed run: {', '.join(wrong)} {files}" if wrong else None

@@ -21,6 +21,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import load
 from cosa_fast.run import checkpoint
+from cosa_fast.run.endings import Endings
 from cosa_fast.run.evaluating import LoopEvaluation
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
@@ -243,6 +244,28 @@ def test_an_evaluation_that_was_cut_short_is_made_up(
     train(config, resume="auto")
     assert log(folder.path) == log(alone.directory)
     assert same(final(folder.path), final(alone.directory))
+    best, expected = (load(each.best) for each in (folder, alone.folder))
+    assert same({**best, "config": None}, {**expected, "config": None})
+
+
+def test_a_best_checkpoint_that_was_not_written_is_made_up(
+    make_config: Callable[..., Config], same: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises what killed a worker anywhere, and the state is saved then."""
+    alone = train(make_config("eval.every=100", "run.name=alone"))
+    config = make_config("eval.every=100")
+    folder, save_best, failed = RunFolder.of(config), Endings.save_best, []
+
+    def fails_once(endings: Endings, chosen: dict[str, Any]) -> None:
+        if not failed:
+            failed.append(chosen)
+            raise UserError("a data.workers process was killed")
+        save_best(endings, chosen)
+
+    monkeypatch.setattr(Endings, "save_best", fails_once)
+    with pytest.raises(UserError, match="was killed"):
+        train(config)
+    train(config, resume="auto")
     best, expected = (load(each.best) for each in (folder, alone.folder))
     assert same({**best, "config": None}, {**expected, "config": None})
 
