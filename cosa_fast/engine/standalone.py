@@ -33,6 +33,8 @@ class StandaloneEngine(TrainingEngine):
         self.masters = {"an": self.network}
         self.optimizer = build_optimizer(self.network, config.optim)
         self._dtype = compute_type(config.run.precision, device)
+        if device.type == "cuda":
+            self.not_captured = f"model.architecture={config.model.architecture}"
 
     @property
     def cotraining(self) -> bool:
