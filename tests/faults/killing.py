@@ -104,7 +104,7 @@ class Study:
         self._events: int = ended.fault
         if ranks > 1:
             ended = self.start("alone", 0)
-            assert not any(ended.statuses), ended.output
+            assert ended.statuses == [0] * ranks, ended.output
         self._expected = outcome(folder / ("alone" if ranks > 1 else "first"))
 
     def life(self, name: str, randomly: random.Random, deaths: int) -> Iterator[dict[str, Any]]:
@@ -119,7 +119,7 @@ class Study:
             begun = any(RunFolder(self._folder / name).checkpoints.glob("*.pt"))
             yield {**fault, **ended.fault, "workers": workers, "problem": wrong_end(ended, fault, begun)}
         ended = self.start(name, workers)
-        problem = f"statuses {ended.statuses}: {ended.output[-1000:]}" if any(ended.statuses) else None
+        problem = None if ended.statuses == [0] * self._ranks else f"statuses {ended.statuses}: {ended.output[-3000:]}"
         yield {"end": True, "problem": problem or self.difference(name)}
 
     def start(self, name: str, workers: int, fault: dict[str, Any] | None = None, files: int | None = None) -> Ended:
@@ -156,7 +156,7 @@ def wrong_end(ended: Ended, fault: dict[str, Any], begun: bool) -> str | None:
     """What is not as promised of a run that was struck; None if all is. `begun`: there is a checkpoint of it."""
     phase, seconds, number = ended.fault["phase"], ended.fault["seconds"], signal.Signals[fault["signal"]]
     if None in ended.statuses:
-        return "hung"
+        return f"hung: {ended.output[-3000:]}"
     if "Traceback" in ended.output or "Exception ignored" in ended.output:
         return f"a traceback: {ended.output[-2000:]}"
     if "going on from" in ended.output:

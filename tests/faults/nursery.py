@@ -11,6 +11,7 @@ later if that is not null. What came of it is {"phase", "seconds"}, the time bei
 where there was nothing to strike, or the run had ended before. Of the first run, "fault" is the number of accesses.
 """
 
+import faulthandler
 import io
 import json
 import multiprocessing
@@ -100,6 +101,7 @@ def become(request: dict[str, Any], rank: int, leader: int, port: int) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
+    faulthandler.dump_traceback_later(request["limit"] / 2, file=2)  # where one hangs
     sys.argv = ["train", *request["argv"]]
     if request["files"] is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], request["files"]))
