@@ -23,7 +23,7 @@ def require_no_run(folder: RunFolder) -> None:
 
 def tidy(folder: RunFolder) -> None:
     """Remove what killed processes have left: half-written files, half of a replacement."""
-    for place in (folder.path, folder.checkpoints):
+    for place in (folder.path, folder.checkpoints, folder.observed):
         for path in place.glob(".*.partial"):
             path.unlink(missing_ok=True)
     _remove(_discarded(folder))

@@ -125,8 +125,9 @@ def test_whatever_is_worth_keeping_is_not_overwritten_unasked(kept: str, advice:
 
 
 def test_half_written_files_of_killed_processes_go(folder: RunFolder) -> None:
+    folder.observed.mkdir()
     before = content(folder)
-    for place in (folder.path, folder.checkpoints):
+    for place in (folder.path, folder.checkpoints, folder.observed):
         (place / f".best.pt.{os.getpid()}.partial").write_text("half")
     replacing.tidy(folder)
     assert content(folder) == before
