@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, make_folder, run_cli, whole
+from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, add_network, require_two_networks, run_cli, whole
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Source, file_sources, require_free, split_sources
-from cosa_fast.files import write_json
+from cosa_fast.files import require_place, write_json
 from cosa_fast.pictures import voc_test
 from cosa_fast.pictures.predictions import WHATS, Prediction, Predictor
 from cosa_fast.run.evaluating import configure
@@ -34,12 +34,15 @@ OVERRIDE = re.compile(r"(data|teacher|eval|run)\.\w+=")
 def main(argv: list[str] | None = None) -> int:
     """Predict and print what was written. Returns the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
+    require_place(arguments.output, "-o", folder=True)
     overrides = [text for text in arguments.images if OVERRIDE.match(text)]
     places = [Path(text) for text in arguments.images if not OVERRIDE.match(text)]
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     _check(arguments, places)
     sources = [] if arguments.split else file_sources(places)  # a wrong name is told before networks are read
     networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=overrides)
+    require_two_networks(arguments.network, arguments.checkpoint, networks.single)
+    network = NETWORKS[arguments.network or "an"]
     if networks.imported is not None:
         print(networks.imported)
     networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint))
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(
         networks,
         arguments.what,
-        network=NETWORKS[arguments.network],
+        network=network,
         scales=arguments.scales,
         labels=labels,
         threshold=arguments.threshold,
@@ -59,11 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         crf_side=arguments.crf_side,
     )
     require_free(sources, lambda source: predictor.outputs(source.name, arguments.output))
-    make_folder(arguments.output)
     if networks.config.run.threads is not None:
         torch.set_num_threads(networks.config.run.threads)
     records, failures = _predict_all(predictor, sources, arguments.output)
-    about = {"checkpoint": arguments.checkpoint, "network": NETWORKS[arguments.network], "what": arguments.what}
+    about = {"checkpoint": arguments.checkpoint, "network": network, "what": arguments.what}
     about |= {"threshold": predictor.threshold, "classes": networks.classes, "images": records}
     write_json(arguments.output / "scores.json", about)
     written = arguments.output / "scores.json"
@@ -197,11 +199,16 @@ def _parser() -> CommandLine:
         help="segmentation; cpl: the CAM's pseudo-label at ξ; ensemble: that of both CAMs; cam and logits as .npz. "
         "CAMs are those of the split's labels or of --labels, else of the classes that the classifier finds",
     )
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
+    add_network(parser)
     parser.add_argument(
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
-    parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        short_for="eval.scales",
+        help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation",
+    )
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
     parser.add_argument("--threshold", type=_threshold, metavar="X", help="where CAMs become foreground, in place of ξ")
     parser.add_argument(

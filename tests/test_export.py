@@ -97,6 +97,8 @@ def test_predict_takes_the_safetensors(exported: Path, checkpoint: Path, images:
     loaded = load_networks(exported / "model.safetensors")
     assert (loaded.classes, loaded.iteration, loaded.imported) == (CLASSES, 7, None)
     assert loaded.thresholds == pytest.approx((0.4, 0.6))
+    with pytest.raises(UserError, match=r"^--network on: has no effect, .* one network alone in .*safetensors; leave"):
+        predict.main([str(exported / "model.safetensors"), str(images[0]), "-o", str(tmp_path), "--network", "on"])
 
 
 def test_facts_and_card_stand_beside_it_without_places_of_this_machine(exported: Path) -> None:
@@ -160,9 +162,9 @@ def test_an_output_that_is_a_file_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(export, "export", lambda *_: pytest.fail("work"))
     (tmp_path / "taken").touch()
-    with pytest.raises(UserError, match=r"^-o .*/taken: is a file; give a folder$"):
+    with pytest.raises(UserError, match=r"^-o .*/taken: cannot be written \(.*/taken is a file\); give another f"):
         export.main([str(checkpoint), "-o", str(tmp_path / "taken")])
-    with pytest.raises(UserError, match=r"/taken is a file; give a folder$"):
+    with pytest.raises(UserError, match=r"/taken is a file\); give another folder$"):
         export.main([str(checkpoint), "-o", str(tmp_path / "taken/below")])
 
 

@@ -190,7 +190,9 @@ def test_errors_of_packing_are_one_line(root: Path, lines_of: Callable[..., list
 
 
 def test_fewer_than_no_workers_are_refused(lines_of: Callable[..., list[str]]) -> None:
-    assert lines_of("--split", "train", "--workers", "-1") == ["error: --workers is -1; wanted 0 or more"]
+    assert lines_of("--split", "train", "--workers", "-1") == [
+        "error: --workers: '-1' is no whole number from 0 up; all options: python -m cosa_fast.prepare --help"
+    ]
 
 
 def test_the_module_runs_as_a_command() -> None:

@@ -32,7 +32,7 @@ from cosa_fast.data_pipeline.datasets.voc import (
     read_annotations,
 )
 from cosa_fast.errors import UserError
-from cosa_fast.files import write_text
+from cosa_fast.files import require_place, write_text
 
 Size = tuple[int, int]
 SOURCES = ("masks", "xml", "npy", "coco")
@@ -58,16 +58,14 @@ def prepare(
     A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's, and so is a folder for each
     class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written
     where only the labels name the classes.
-    source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
-    something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
+    source: one of SOURCES; None takes what is there. given: a label file to take the labels from. output: the label
+    file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
     workers: threads that decode. say: is told how labels were understood, counts, what was written and how to train.
     UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
     written or holds other labels; or bad images, each named on stderr before.
     """
     root = devkit(root) if format == "voc" else root
-    if workers < 0:
-        raise UserError(f"--workers is {workers}; wanted 0 or more")
     if packed is not None and packed.suffix != ".tar":
         raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
     if make_list:
@@ -75,6 +73,11 @@ def prepare(
             raise UserError(f"--make-list: makes the list train_aug of the format voc, not {split} of {format}")
         say(f"{build_train_aug(root)}: written")
     own = None if source or given or output else users_labels(format, root, split)
+    output = output or root / "labels.json"
+    if own is None:
+        require_place(output, "-o")
+    if packed is not None:
+        require_place(packed, "--pack")
     dataset = open_dataset(format, root, split, need_labels=own is not None, labels=given, say=say)
     if own is not None:
         labels, sizes = check_labels(dataset, workers, say)
@@ -82,7 +85,6 @@ def prepare(
         say(f"{own}: your labels, left as they are")
     else:
         labels, sizes = collect_labels(format, root, split, dataset, source, given, workers)
-        output = output or root / "labels.json"
         kept = write_merged(output, labels)
         say(count_labels(dataset.classes, labels))
         say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
@@ -117,8 +119,6 @@ def collect_labels(
     """The labels of every image of the split, and the images' (width, height); all have been decoded by then. Arguments
     and UserErrors as in `prepare`.
     """
-    if source not in (None, "npy"):
-        given = None
     source = str(given) if given is not None else source or find_source(format, root, dataset)
     labels, sizes = inspect(dataset, range(len(dataset)) if source == "masks" else (), workers=workers)
     if given is not None:
