@@ -21,7 +21,7 @@ from cosa_fast.config.parsing import load_config
 from cosa_fast.errors import UserError
 from cosa_fast.files import write_json
 from cosa_fast.run import manifest
-from cosa_fast.run.data import open_datasets
+from cosa_fast.run.data import open_validation_set
 from cosa_fast.run.folder import RunFolder
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for run in arguments.runs:
         folder = RunFolder(Path(run))
-        dataset = open_datasets(load_config(str(folder.config), []))[1]
+        dataset = open_validation_set(load_config(str(folder.config), []))
         if not dataset.has_masks:
             raise UserError(f"{run}: its validation images have no masks, so no threshold can be judged")
         for checkpoint in folder.numbered():

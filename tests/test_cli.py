@@ -199,3 +199,10 @@ def test_the_place_of_an_output_is_looked_at_before_anything_else(
     with pytest.raises(UserError, match=r"^-\S+ afile/x\S*: cannot be written \(afile is a file\); give another f"):
         importlib.import_module(f"cosa_fast.{door}").main(words.format("afile/x").split())
     assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+def test_images_are_not_generated_in_the_place_of_voc(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    status, errors = run("voc.yaml", "data.format=synthetic")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "data.root=data/demo" in errors
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,17 @@ def test_a_card_without_an_evaluation_says_so(checkpoint: Path, images: list[Pat
 
 
 def test_without_images_noise_is_checked_and_said(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.main([str(checkpoint), "-o", str(tmp_path)])
+    """And the images of a demo are not generated for it."""
+    monkeypatch.chdir(tmp_path)
+    config = replace(CONFIG, data=DataConfig(format="synthetic", root="data/demo", train_split="train"))
+    save_networks(Path("demo.pt"), random_network(0), random_network(1), config, iteration=7, thresholds=(0.4, 0.6))
+    export.main(["demo.pt", "-o", "out"])
     assert "checked on 2 images of noise" in capsys.readouterr().out
+    with pytest.raises(UserError, match="data/demo: no generated images"):
+        predict.main(["demo.pt", "--split", "val", "-o", "out"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.pt", "out"]
 
 
 def test_a_file_that_differs_is_not_written(

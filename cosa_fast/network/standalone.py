@@ -1,5 +1,6 @@
 """The network of CoSA-MS: an encoder and decoder of segmentation_models_pytorch, without classifier and CAM."""
 
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +20,8 @@ from cosa_fast.network.weights import hub_reached, read_weights, require_fitting
 INSTALL = 'pip install -c constraints.txt -e ".[ms]"'
 # What segmentation_models_pytorch calls timm's encoders.
 TIMM = "tu-"
+# What the network is built with besides model.arguments.
+_RESERVED_ARGUMENTS = ("encoder_name", "encoder_weights", "classes", "in_channels")
 # Sides of an image that tells whether an encoder takes any size: multiples of every stride.
 _PROBE = (1, 3, 64, 96)
 # A class whose probability is 0 or 1 in float32 has no finite logit.
@@ -67,11 +70,12 @@ def build_standalone(config: ModelConfig, num_classes: int) -> StandaloneNet:
     """The network of `config.architecture` around the encoder `config.backbone`, with the weights that
     `config.weights` asks for: "hub", "none", or a file of the encoder's weights.
 
-    UserError: segmentation_models_pytorch is missing, it has no such encoder, the encoder does not go with the
-    architecture or takes no images of any size, an unreachable hub, a file that does not fit.
+    UserError: segmentation_models_pytorch is missing, it has no such encoder, arguments that nothing takes, the encoder
+    does not go with the architecture or takes no images of any size, an unreachable hub, a file that does not fit.
     """
     library = _library()
     _check_encoder(library, config.backbone)
+    _check_arguments(library, config)
     hub = config.weights == "hub"
     network = _create(library, config, num_classes, hub)
     origin = "random weights"
@@ -136,6 +140,22 @@ def _check_encoder(library: Any, name: str) -> None:
             f"model.backbone: segmentation_models_pytorch has no encoder {name!r}{near}; it takes resnet50, mit_b2, "
             f"... and timm's models with {TIMM} before their names"
         )
+
+
+def _check_arguments(library: Any, config: ModelConfig) -> None:
+    """UserError for a name that the architecture does not take. The library hands such ones to the encoder: timm's
+    refuse what they do not know, its own ignore everything."""
+    taken = inspect.signature(getattr(library, config.architecture).__init__).parameters
+    known = [name for name, each in taken.items() if each.kind is each.POSITIONAL_OR_KEYWORD and name != "self"]
+    for name in config.arguments:
+        if name in _RESERVED_ARGUMENTS:
+            raise UserError(f"model.arguments.{name}: cosa_fast sets this one itself; remove it")
+        if name not in known and not config.backbone.startswith(TIMM):
+            free = [each for each in known if each not in _RESERVED_ARGUMENTS]
+            raise UserError(
+                f"model.arguments.{name}: {config.architecture} around {config.backbone} takes no such "
+                f"argument{hint(name, free)}; it takes {', '.join(free)}"
+            )
 
 
 def _create(library: Any, config: ModelConfig, num_classes: int, hub: bool) -> Any:

@@ -6,13 +6,14 @@ from typing import Literal
 
 import torch
 
-from cosa_fast.config.schema import Config
+from cosa_fast.config.schema import Config, DataConfig
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import Say
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.pseudo_labels import PseudoLabelled
 from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
+from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
 from cosa_fast.errors import UserError, first_line, hint
@@ -22,9 +23,12 @@ Pipeline = Literal["dali", "torch"]
 
 def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation set, of the same classes. Without data.val_split the latter is a part of the
-    training split that is held out. say: is told how the labels were understood, and what is evaluated.
+    training split that is held out. say: is told how the labels were understood, and what is evaluated. The images of
+    format "synthetic" are generated unless they are there.
     """
     data, say = config.data, say or (lambda text: None)
+    if data.format == "synthetic":
+        _generate(data.root)
     whole = open_dataset(
         data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack, say=say
     )
@@ -47,6 +51,15 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
                 nearest = hint(name, classes)
                 raise UserError(f"{key}: {name!r} is not a class of {data.root}{nearest}; it has {', '.join(classes)}")
     return training_set, validation_set
+
+
+def _generate(root: str) -> None:
+    """Generated images in data.root; not in that of VOC, where they would later be taken for VOC."""
+    if root == DataConfig.root:
+        raise UserError(
+            f"data.root = {root} is that of VOC; name a folder to generate images into: data.root=data/demo"
+        )
+    generate_missing(root)
 
 
 def _pseudo_labelled(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:

@@ -47,7 +47,7 @@ def open_dataset(
     """Open one split.
 
     format: "voc", the VOC2012 devkit folder or one above it; "coco", an instances file and its images; "folder",
-    images with a label file; "synthetic", the demo's images, generated into ROOT if it is empty.
+    images with a label file; "synthetic", the demo's images, as `synthetic.py` generates them.
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
     format's own. need_labels: every image must have an image label; otherwise labels are attached where there are some.
     pack: the split's images in one file (see `packed.py`); the image files themselves need not be there then.

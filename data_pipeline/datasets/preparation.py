@@ -23,6 +23,7 @@ from cosa_fast.data_pipeline.datasets.masks import ignore_index, require_usable,
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.subset import masked_part
+from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.datasets.voc import (
     LISTS,
     MASKS,
@@ -66,6 +67,8 @@ def prepare(
     written or holds other labels; or bad images, each named on stderr before.
     """
     root = devkit(root) if format == "voc" else root
+    if format == "synthetic":
+        generate_missing(root)
     if packed is not None and packed.suffix != ".tar":
         raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
     if make_list:
