@@ -182,6 +182,11 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
+def is_setting(text: str) -> bool:
+    """Whether a word is a setting, key=value, where files may stand as well."""
+    return "=" in text and not os.path.exists(text)
+
+
 def add_crf_side(parser: CommandLine) -> None:
     """The option --crf-side."""
     parser.add_argument(

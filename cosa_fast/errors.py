@@ -1,5 +1,5 @@
-"""Mistakes that a user can cause and mend: their exception, and the wording that all of them share. Anything may import
-this file; it imports nothing of the project."""
+"""Mistakes that a user can cause and mend: their exception, and the wording that all messages share. Anything may
+import this file; it imports nothing of the project."""
 
 from collections.abc import Collection
 from difflib import SequenceMatcher, get_close_matches
@@ -39,6 +39,11 @@ def hint(name: str, known: Collection[str], prefix: str = "") -> str:
     near += [(each, beginnings[each]) for each in get_close_matches(given, beginnings, n=1, cutoff=0.8)]
     best = max(near, key=lambda pair: SequenceMatcher(None, pair[0], given).ratio(), default=None)
     return f" (did you mean {prefix + lowered[best[1]]!r}?)" if best else ""
+
+
+def counted(count: int, what: str, plural: str = "s") -> str:
+    """ "1 image", "3 images", "2 classes" (plural: "es")."""
+    return f"{count} {what}{plural * (count != 1)}"
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

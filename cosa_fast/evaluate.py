@@ -10,9 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, add_network, require_two_networks, run_cli, whole
+from cosa_fast.cli import (
+    NETWORKS,
+    CommandLine,
+    add_crf_side,
+    add_network,
+    is_setting,
+    require_two_networks,
+    run_cli,
+    whole,
+)
+from cosa_fast.errors import counted
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
-from cosa_fast.evaluation.comparison import comparison, short_names
+from cosa_fast.evaluation.comparison import comparison, comparison_legend, short_names
 from cosa_fast.evaluation.crf_scores import CrfResult
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks, title
@@ -26,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.json is not None:
         require_place(arguments.json, "--json")
-    paths = [arguments.checkpoint, *(text for text in arguments.others if not _is_setting(text))]
+    paths = [arguments.checkpoint, *(text for text in arguments.others if not is_setting(text))]
     if arguments.crf is not None:
         check_methods(_methods(arguments.crf))
     first = _Evaluation(paths[0], arguments)
@@ -44,7 +54,7 @@ class _Evaluation:
     """One checkpoint: opened and checked, then evaluated as the arguments say."""
 
     def __init__(self, path: str, arguments: Namespace) -> None:
-        overrides = [text for text in arguments.others if _is_setting(text)]
+        overrides = [text for text in arguments.others if is_setting(text)]
         self.path = path
         self.networks = load_networks(path, config=arguments.config, overrides=overrides)
         self.config = configure(self.networks, overrides, path)
@@ -93,7 +103,7 @@ class _Evaluation:
         self.clean()
         for name in self.shown if self.cleaned else ():
             crf = self.cleaned[name]
-            print(f"\n{self.title(name)} with CRF, {crf.images} images\n{crf.table()}")
+            print(f"\n{self.title(name)} with CRF, {counted(crf.images, 'image')}\n{crf.table()}")
         return self.record()
 
     def title(self, name: str) -> str:
@@ -129,7 +139,7 @@ class _Evaluation:
 def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
     """Evaluate one after the other, print one table, and return every figure."""
     rows: list[tuple[str, dict[str, float]]] = []
-    legends: dict[str, None] = {}
+    words: set[str] = set()
     places, notes, records = [], [], []
     for path, name in zip(paths, short_names(paths), strict=True):
         evaluation = _Evaluation(path, arguments)
@@ -142,17 +152,13 @@ def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
         places.append(f"{evaluation.place}, {data.root}")
         notes += [f"{name}: {note}" for note in evaluation.notes()]
         records.append(evaluation.record())
-        legends[next(iter(evaluation.results.values())).legend()] = None
+        words |= next(iter(evaluation.results.values())).words()
         print(f"{name}: {places[-1]}", flush=True)
     print(f"\n{comparison(rows)}")
     if len(set(places)) > 1:
         notes.insert(0, "these are not the same images: compare the figures with care")
-    print("\n".join(["", *legends, *notes]))
+    print("\n".join(["", comparison_legend(rows, words), *notes]))
     return {"checkpoints": records}
-
-
-def _is_setting(text: str) -> bool:
-    return "=" in text and not Path(text).exists()
 
 
 def _methods(crf: str) -> tuple[str, ...]:

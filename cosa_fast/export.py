@@ -8,7 +8,7 @@ from PIL import Image
 
 from cosa_fast.cli import NETWORKS, CommandLine, add_network, require_two_networks, run_cli
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, counted, first_line
 from cosa_fast.evaluation.exporting import FILES, FORMATS, SMALLEST, export, facts
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.prediction import file_sources, shrunk
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     images, origin = _images(networks, arguments.images)
     agreement = export(networks, name, arguments.format, output / FILES[arguments.format], images)
     print(
-        f"checked on {agreement.images} images {origin}: {agreement.pixels:.3%} of the pixels as PyTorch's, "
+        f"checked on {counted(agreement.images, 'image')} {origin}: {agreement.pixels:.3%} of the pixels as PyTorch's, "
         f"logits within {agreement.largest:.1g}"
     )
     write_json(output / "preprocessing.json", facts(networks))

@@ -211,7 +211,7 @@ def test_the_users_labels_are_checked_and_never_replaced(root: Path, capsys: pyt
     assert "labels and masks differ on 1 of 10 images that have both:" in out
     assert "train_00003: the label says" in out
     assert (root / "labels.json").read_text() == text
-    with pytest.raises(UserError, match="holds other labels of 1 images, first train_00003"):
+    with pytest.raises(UserError, match="holds other labels of 1 image, first train_00003"):
         run(root, "--from", "masks")
     assert (root / "labels.json").read_text() == text
 

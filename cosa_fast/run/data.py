@@ -16,7 +16,7 @@ from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
 from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
-from cosa_fast.errors import UserError, first_line, hint
+from cosa_fast.errors import UserError, counted, first_line, hint
 
 Pipeline = Literal["dali", "torch"]
 
@@ -78,7 +78,7 @@ def _pseudo_labelled(config: Config, dataset: ImageDataset, say: Say) -> ImageDa
     labelled = PseudoLabelled(dataset, Path(place).expanduser(), config.data.train_split)
     for note in labelled.check_masks(threads=config.data.workers):
         say(f"{place}: {note}")
-    say(f"{config.data.train_split}: pseudo-labels of {len(labelled)} images from {place}")
+    say(f"{config.data.train_split}: pseudo-labels of {counted(len(labelled), 'image')} from {place}")
     return labelled
 
 
@@ -108,7 +108,7 @@ def _evaluated(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
     that cannot be used, that cannot be the truth, or that are there but belong to no image.
     """
     part = masked_part(dataset)
-    which = config.data.val_split or f"held out of the training ({len(dataset)} images, by hash of the name)"
+    which = config.data.val_split or f"held out of the training ({counted(len(dataset), 'image')}, by hash of the name)"
     if not part.has_masks and dataset.masks_absent:
         raise UserError(dataset.masks_absent)
     for note in part.check_masks(threads=config.data.workers):
@@ -116,12 +116,12 @@ def _evaluated(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
     if not part.has_masks:
         say(
             f"{which}: no masks, so no mIoU; image AP, agreement of CAM and segmentation, and pictures of "
-            f"{len(part)} images; the best checkpoint is the last"
+            f"{counted(len(part), 'image')}; the best checkpoint is the last"
         )
     elif len(part) < len(dataset):
         say(f"{which}: masks of {len(part)} of {len(dataset)} images; only these are evaluated")
     else:
-        say(f"{which}: {len(part)} images with masks")
+        say(f"{which}: {counted(len(part), 'image')} with masks")
     return part
 
 

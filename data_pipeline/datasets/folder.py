@@ -16,7 +16,7 @@ from cosa_fast.data_pipeline.datasets.labels import ImageNames, Labels, class_na
 from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import nearest, read_lines
 
 LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
@@ -57,7 +57,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if _in_folders(images) else None,
         masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
         everything=everything,
-        notes=() if split == "train" or _is_named(root, split) else (f"all {len(images)} images of {root}",),
+        notes=() if split == "train" or _is_named(root, split) else (f"all {counted(len(images), 'image')} of {root}",),
     )
 
 

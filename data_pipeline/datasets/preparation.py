@@ -32,7 +32,7 @@ from cosa_fast.data_pipeline.datasets.voc import (
     devkit,
     read_annotations,
 )
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.files import require_place, write_text
 
 Size = tuple[int, int]
@@ -90,7 +90,7 @@ def prepare(
         labels, sizes = collect_labels(format, root, split, dataset, source, given, workers)
         kept = write_merged(output, labels)
         say(count_labels(dataset.classes, labels))
-        say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
+        say(f"{output}: {counted(len(labels), 'image')} of {split}" + (f", {kept} others kept" if kept else ""))
     if dataset.masks_absent:
         say(f"warning: {dataset.masks_absent}")
     if format == "folder":
@@ -187,7 +187,7 @@ def write_classes(path: Path, classes: Sequence[str], say: Callable[[str], None]
     if path.is_file():
         return
     write_text(path, "\n".join(classes) + "\n")
-    say(f"{path}: {len(classes)} class names; from now on a label that is not among them is refused")
+    say(f"{path}: {counted(len(classes), 'class name')}; from now on a label that is not among them is refused")
 
 
 def describe_sizes(sizes: Sequence[Size]) -> str:
@@ -276,8 +276,8 @@ def write_merged(output: Path, labels: Labels) -> int:
     if differing:
         id = differing[0]
         raise UserError(
-            f"{output}: holds other labels of {len(differing)} images, first {id}: {_listing(others[id])} there, "
-            f"{_listing(labels[id])} now; it is left as it is: remove it, or write another file with -o FILE"
+            f"{output}: holds other labels of {counted(len(differing), 'image')}, first {id}: {_listing(others[id])} "
+            f"there, {_listing(labels[id])} now; it is left as it is: remove it, or write another file with -o FILE"
         )
     kept = {id: names for id, names in others.items() if id not in labels}
     write_labels(output, {**kept, **labels})
@@ -290,8 +290,8 @@ def count_labels(classes: tuple[str, ...], labels: Labels) -> str:
     width = max(len(name) for name in classes)
     lines = [f"{name:<{width}}  {counts[name]:>7}" for name in classes]
     empty = sum(not names for names in labels.values())
-    lines.append(f"{len(labels)} images, {counts.total()} labels, {empty} images with none of the classes")
-    return "\n".join(lines)
+    totals = f"{counted(len(labels), 'image')}, {counted(counts.total(), 'label')}, {counted(empty, 'image')}"
+    return "\n".join([*lines, f"{totals} with none of the classes"])
 
 
 def pack(dataset: ImageDataset, split: str, path: Path) -> str:
@@ -301,7 +301,7 @@ def pack(dataset: ImageDataset, split: str, path: Path) -> str:
     require_unique(dataset.ids, split)
     names = (f"{id}{dataset.image_path(index).suffix}" for index, id in enumerate(dataset.ids))
     size = write_pack(path, ((name, dataset.encoded(index)) for index, name in enumerate(names)))
-    return f"{path}: {len(dataset)} images of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
+    return f"{path}: {counted(len(dataset), 'image')} of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
 
 
 def _listing(names: Sequence[str]) -> str:
