@@ -3,14 +3,17 @@
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
@@ -26,6 +29,9 @@ _KILLED = (
 # Seconds after which signals are looked at, and whether a worker is dead, while there is no batch.
 PATIENCE = 1.0
 _FOR_PARENT = {signal.SIGINT, signal.SIGTERM}
+# torch answers the death of a worker with an error from a signal's handler, anywhere: in the middle of a step, of a
+# checkpoint, of the start of a thread. It believes its handler set. The loader finds out when it waits for a batch.
+signal_handling._SIGCHLD_handler_set = True
 
 
 class TorchPipeline:
@@ -68,7 +74,7 @@ class TorchPipeline:
             prefetch_factor=prefetch if workers else None,
             pin_memory=pinned,
             collate_fn=_collate,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_leave_to_parent,
             timeout=PATIENCE if workers else 0,
             # The loader draws a seed for its workers, which use none: keep that out of the global generator.
             generator=torch.Generator(),
@@ -141,15 +147,12 @@ def _next(loaded: "Iterator[_Collated | _Failure]") -> "_Collated | _Failure | N
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals that come meanwhile are handled afterwards. And torch's answer to the death of a worker does not stay: an
-    error from the handler of SIGCHLD, anywhere, in the middle of a step or of a checkpoint. The loader finds out by
-    itself when it waits for a batch."""
+    """Signals that come meanwhile are handled afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    numbers = (*_FOR_PARENT, signal.SIGCHLD)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _FOR_PARENT}
     try:
         yield
     finally:
@@ -226,10 +229,11 @@ def _collate(samples: list[_Sample | _Failure]) -> _Collated | _Failure:
     return _Collated(batch, [problem for sample in good for problem in sample.problems])
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _leave_to_parent(worker: int) -> None:
     """Ctrl-C and SIGTERM often reach the whole process group. The parent decides what they mean, saves, and ends its
-    workers itself: a worker obeys SIGTERM only where its parent sent it.
+    workers itself: a worker obeys SIGTERM only where its parent sent it. A lost connection is its to tell, too.
     """
+    sys.excepthook = _say_unless_connection_is_lost
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
     else:
@@ -240,3 +244,11 @@ def _end_when_parent_asks(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+def _say_unless_connection_is_lost(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """The thread that hands tensors over meets the end of its parent."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)

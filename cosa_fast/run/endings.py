@@ -159,11 +159,6 @@ def rise(records: list[dict[str, Any]], cotrain_after: int) -> int | None:
 def _of_the_machine(error: RuntimeError | OSError) -> str | None:
     """What to mend, for an error that is the machine's and not the program's; None for another."""
     text = str(error)
-    if text.startswith("DataLoader worker"):
-        return (
-            "a data.workers process was killed, most likely for want of memory or shared memory (/dev/shm); "
-            "set data.workers lower or give more of it"
-        )
     if "Too many open files" in text or "ancdata" in text:
         return "too many open files; set data.workers lower, or raise the limit (ulimit -n)"
     if isinstance(error, OSError):

@@ -20,6 +20,7 @@ def _never() -> bool:
 
 
 _can_go_on: Callable[[], bool] = _never
+_told = False
 
 
 @contextmanager
@@ -35,6 +36,8 @@ def ended_at_once() -> Iterator[None]:
     if not (_in_main_thread() and POSIX):
         yield
         return
+    global _told
+    _told = False
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     wakeup = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
@@ -58,6 +61,12 @@ def resumable(can_go_on: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _can_go_on = before
+
+
+def told() -> None:
+    """The user knows that a signal ends the run: a further one, which does so at once, gets no line of its own."""
+    global _told
+    _told = True
 
 
 class Stopped(KeyboardInterrupt):
@@ -153,7 +162,7 @@ def _leave_when_told(receiving: int) -> None:
 
 def _leave(number: int) -> None:
     saved = _can_go_on()
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not _told:
         line = f"stopped by a signal{'; go on with --resume auto' if saved else ''}\n"
         with suppress(OSError):
             os.write(2, f"\n{line}".encode() if os.isatty(2) else line.encode())

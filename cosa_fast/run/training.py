@@ -35,7 +35,7 @@ from cosa_fast.run.opening import opening
 from cosa_fast.run.profiling import StepProfiler, check_iterations
 from cosa_fast.run.replacing import replacing, tidy
 from cosa_fast.run.resuming import Start, changes, find_start, require_room, restore
-from cosa_fast.run.signals import Signals, Stopped
+from cosa_fast.run.signals import Signals, Stopped, told
 from cosa_fast.run.trackers import check_trackers
 
 # Below this share of the reliability mass the segmentation is being pulled to background (METHOD section 11).
@@ -233,8 +233,7 @@ class _Run:
             try:
                 batch = self._next(batches)
             except Stopped:
-                self.log.message(self.endings.stopped())
-                return {}
+                return self._stop()
             seconds_for_data = time.perf_counter() - asked
             cotraining = engine.cotraining
             self.metrics.update(engine.step(batch))
@@ -247,14 +246,19 @@ class _Run:
                 speed = timer.read(config.optim.batch_size, engine.replayed_peak)
                 self._report({**self.metrics.read(self.ranks), **speed})
             if self.endings.told_to_stop:
-                self.log.message(self.endings.stopped())
-                return {}
+                return self._stop()
             if self._evaluation_is_due:
                 results = self._evaluate()
                 timer.restart()
             elif engine.iteration % config.run.checkpoint_every == 0:
                 self.endings.save()
         return results
+
+    def _stop(self) -> dict[str, AnyResult]:
+        """Save and say so, because of a signal; there are no results."""
+        self.log.message(self.endings.stopped())
+        told()
+        return {}
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """Alone, a process does not wait for data when it is told to stop; several stop after the same step."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline, _say_unless_connection_is_lost
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ from pathlib import Path
 from itertools import islice
 import cosa_fast.run.training
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline, _say_unless_connection_is_lost
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
 stream = iter(TorchPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, workers=2))
@@ -71,17 +71,21 @@ print([worker.is_alive() for worker in workers])
 
 
 def test_a_killed_worker_is_explained(synthetic_root: Path) -> None:
-    """In a process of its own: torch's signal handler raises wherever the main thread happens to be."""
+    """In a process of its own, where torch has not set a handler of SIGCHLD yet; none may be, for it would raise
+    wherever the main thread happens to be."""
     program = f"""
-import multiprocessing, os, threading
+import multiprocessing, os, signal, threading
 from collections import deque
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
+from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline, _say_unless_connection_is_lost
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
+handled, handle = [], signal.signal
+signal.signal = lambda number, handler: handled.append(number) or handle(number, handler)
 dataset = open_dataset("synthetic", {str(synthetic_root)!r}, "train")
 stream = iter(TorchPipeline(dataset, AugmentConfig(crop_size=48), 2, 0, workers=1))
 next(stream)
+assert signal.SIGTERM in handled and signal.SIGCHLD not in handled, handled
 threading.Timer(0.5, multiprocessing.active_children()[0].kill).start()
 try:
     deque(stream, maxlen=0)
@@ -91,6 +95,14 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert "data.workers process was killed" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("error", "said"), [(ConnectionResetError(104, "reset"), False), (ValueError("bad"), True)])
+def test_a_worker_is_silent_of_its_lost_parent_alone(
+    error: Exception, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _say_unless_connection_is_lost(type(error), error, None)
+    assert bool(capsys.readouterr().err) == said
 
 
 def test_real_images_stream(voc_animals: Path) -> None:

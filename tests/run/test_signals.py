@@ -18,13 +18,13 @@ NUMBERS = [signal.SIGTERM, signal.SIGINT]
 # Its main thread is in C, and would not be back for a minute.
 WAITS = """
 import ctypes, sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from cosa_fast.files import written_aside
-from cosa_fast.run.signals import ended_at_once, resumable
+from cosa_fast.run.signals import ended_at_once, resumable, told
 with ended_at_once(), resumable(lambda: "saved" in sys.argv), written_aside(Path(sys.argv[1])) as aside:
     aside.write_text("half")
+    if "told" in sys.argv:
+        told()
     print("ready", flush=True)
     ctypes.CDLL(None).poll(None, 0, 60000)
     ctypes.CDLL(None).poll(None, 0, 60000)
@@ -66,6 +66,13 @@ def test_a_command_line_ends_at_once_also_in_a_library_s_long_wait(
     alone = "RANK" not in environment
     assert end(process, number, number) == (0 if saved and alone else 128 + number, "", line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_further_signal_ends_what_has_said_so_already_without_a_second_line(tmp_path: Path) -> None:
+    process = start(WAITS, str(tmp_path / "file"), "saved", "told")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert end(process, signal.SIGTERM) == (0, "", "")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
