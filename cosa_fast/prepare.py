@@ -62,6 +62,10 @@ def _check(asked: Namespace, format: str) -> None:
         require_place(asked.output, "-o")
     if isinstance(asked.pack, Path):
         require_place(asked.pack, "--pack")
+        if asked.pack.suffix != ".tar":
+            raise UserError(f"--pack {asked.pack}: a pack is a tar; choose a name that ends in .tar")
+    if asked.make_list and (format not in ("voc", _SBD) or asked.split != "train_aug"):
+        raise UserError(f"--make-list: makes the list train_aug of the format voc, not {asked.split} of {format}")
 
 
 def _is_done_without(asked: Namespace) -> bool:

@@ -162,6 +162,8 @@ def test_a_misspelt_option_is_one_line_with_the_nearest(door: str) -> None:
         ),
         ("prepare", "voc --download --root . --pack", "^--split: which list of the voc set"),
         ("prepare", "sbd --download --root . --workers 2", "^--split: which list of the sbd set"),
+        ("prepare", "voc --download --root . --split val --make-list", "^--make-list: makes the list train_aug of the"),
+        ("prepare", "voc --download --root . --split val --pack x.zip", "^--pack x.zip: a pack is a tar; choose"),
         ("prepare", "voc --root . --split train --labels a.csv --from xml", "^--labels a.csv and --from xml: which"),
         ("train", ".", "is a folder; images of your own are trained on with folder.yaml data.root="),
     ],

@@ -69,11 +69,7 @@ def prepare(
     root = devkit(root) if format == "voc" else root
     if format == "synthetic":
         generate_missing(root)
-    if packed is not None and packed.suffix != ".tar":
-        raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
     if make_list:
-        if (format, split) != ("voc", "train_aug"):
-            raise UserError(f"--make-list: makes the list train_aug of the format voc, not {split} of {format}")
         say(f"{build_train_aug(root)}: written")
     own = None if source or given or output else users_labels(format, root, split)
     output = output or root / "labels.json"
