@@ -145,17 +145,22 @@ def _check_encoder(library: Any, name: str) -> None:
 def _check_arguments(library: Any, config: ModelConfig) -> None:
     """UserError for a name that the architecture does not take. The library hands such ones to the encoder: timm's
     refuse what they do not know, its own ignore everything."""
-    taken = inspect.signature(getattr(library, config.architecture).__init__).parameters
-    known = [name for name, each in taken.items() if each.kind is each.POSITIONAL_OR_KEYWORD and name != "self"]
+    known = _own_arguments(library, config)
     for name in config.arguments:
         if name in _RESERVED_ARGUMENTS:
             raise UserError(f"model.arguments.{name}: cosa_fast sets this one itself; remove it")
         if name not in known and not config.backbone.startswith(TIMM):
-            free = [each for each in known if each not in _RESERVED_ARGUMENTS]
             raise UserError(
                 f"model.arguments.{name}: {config.architecture} around {config.backbone} takes no such "
-                f"argument{hint(name, free)}; it takes {', '.join(free)}"
+                f"argument{hint(name, known)}; it takes {', '.join(known)}"
             )
+
+
+def _own_arguments(library: Any, config: ModelConfig) -> list[str]:
+    """What the architecture takes, and the user may set."""
+    taken = inspect.signature(getattr(library, config.architecture).__init__).parameters
+    named = [name for name, each in taken.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    return [name for name in named if name not in ("self", *_RESERVED_ARGUMENTS)]
 
 
 def _create(library: Any, config: ModelConfig, num_classes: int, hub: bool) -> Any:
@@ -169,8 +174,10 @@ def _create(library: Any, config: ModelConfig, num_classes: int, hub: bool) -> A
             )
     except Exception as error:  # the library, timm, torch, the hub client: each raises its own kinds
         remedy = "give a file as model.weights=PATH" if hub else "take another model.backbone, or model.arguments"
+        own = _own_arguments(library, config)
+        near = next((hint(name, own) for name in config.arguments if name not in own), "")
         raise UserError(
-            f"model.architecture={config.architecture} around {config.backbone}: {one_line(error)}; {remedy}"
+            f"model.architecture={config.architecture} around {config.backbone}: {one_line(error)}{near}; {remedy}"
         ) from error
 
 
