@@ -188,6 +188,9 @@ class Reader:
                 mask = np.any([(each != 0) != bool(parts["not"]) for each in guards], axis=0)
         if _HARMLESS.match(opcode):
             return
+        if opcode == "fence.proxy.async.shared::cta":
+            yield ProxyFence()
+            return
         if opcode.startswith("wgmma.wait_group"):
             yield Group("wgmma", int(rest))
             return

@@ -419,7 +419,10 @@ def _untyped_vector(operand: str) -> str:
 
 
 def _size(kind: str) -> int | None:
-    """Bytes of an element."""
+    """Bytes of an element. Those of a vector of truth values are packed."""
+    bits = re.fullmatch(r"<(\d+) x i1>", kind)
+    if bits:
+        return -(-int(bits[1]) // 8)
     array = re.fullmatch(r"[\[<](\d+) x (.+)[\]>]", kind)
     if array:
         inner = _size(array[2])

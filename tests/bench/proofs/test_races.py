@@ -104,6 +104,9 @@ def test_nothing_outside_the_memory_that_was_asked_for() -> None:
     assert proof(WRITE.format("mine"), "ret void").open == []
     (line,) = proof(WRITE.format("mine"), "ret void", shared=252).open
     assert line.startswith("outside the 252 bytes: ")
+    packed = "%a = load <32 x i1>, ptr addrspace(3) %mine, align 4", "ret void"
+    assert proof(*packed).open == []
+    assert proof(*packed, shared=252).open
 
 
 def test_several_threads_may_write_the_same_value_to_a_byte() -> None:
@@ -224,14 +227,20 @@ def test_a_copy_is_there_after_a_wait_and_a_barrier() -> None:
     assert proof(COPY, COMMIT, WAIT.format(0), *own).open == []
 
 
-def test_matrix_units_read_until_they_are_waited_for_and_need_a_fence() -> None:
+@pytest.mark.parametrize(
+    "fence",
+    [
+        "call void @llvm.nvvm.fence.proxy.async.shared_cta()",
+        'call void asm sideeffect "fence.proxy.async.shared::cta;", ""()',  # Triton 3.6
+    ],
+)
+def test_matrix_units_read_until_they_are_waited_for_and_need_a_fence(fence: str) -> None:
     # Start 0, 256 bytes between atoms of 8 rows of 32 bytes.
     descriptor = (3 << 62 | 16 << 32) - (1 << 64)
     multiply = (
         'call float asm sideeffect "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {$0}, {$1}, $2, 0, 1, 1;", '
         f'"=f,r,l"(i32 %n, i64 {descriptor})'
     )
-    fence = "call void @llvm.nvvm.fence.proxy.async.shared_cta()"
     commit = "call void @llvm.nvvm.wgmma.commit_group.sync.aligned()"
     wait = 'call void asm sideeffect "// wait for regs: $0\\0A\\09wgmma.wait_group.sync.aligned 0;", "=r,0"(i32 %n)'
     whole = [WRITE.format("mine"), BARRIER, fence, f"%r = {multiply}", commit, wait, BARRIER, WRITE.format("mine")]
