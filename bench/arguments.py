@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosa_fast.errors import UserError
+from cosa_fast.files import require_place
 
 
 def result_file(name: str) -> Path:
     """The place of --out, with its folder made: nothing is measured that could then not be written. UserError."""
     path = Path(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: no folder can be made there ({error.strerror}); choose another place") from None
+    require_place(path, "--out")
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

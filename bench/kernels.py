@@ -43,11 +43,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="few sizes, no sweeps, at most 150 seconds")
     add("--tiny", action="store_true", help="a walk through on a CPU with TRITON_INTERPRET=1; its figures mean nothing")
     add("--budget", type=float, metavar="SECONDS", help="start nothing more after so many seconds")
-    add("--static", action="store_true", help="compile instead of measuring, as where there is no GPU")
+    add(
+        "--static",
+        action="store_true",
+        excludes="--tiny",
+        help="compile instead of measuring, as where there is no GPU",
+    )
     add("--architectures", nargs="+", metavar="NAME", default=list(ARCHITECTURES), help="of the static part")
     add("--processes", type=int, default=1, help="of the static part")
     add("--out", type=result_file, metavar="FILE.json", help="write the results here, with a .csv and a .png beside it")
-    add("--no-chart", action="store_true", help="no .png")
+    add("--no-chart", action="store_true", needs="--out", help="no .png")
     arguments = parser.parse_args(argv)
     if arguments.sweeps is None:
         arguments.sweeps = [] if arguments.quick else list(SWEEPS)

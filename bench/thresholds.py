@@ -18,10 +18,10 @@ from bench.runs.estimators import MAPS, compare, mean_losses
 from bench.tables import aligned
 from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import load_config
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.files import write_json
 from cosa_fast.run import manifest
-from cosa_fast.run.data import open_datasets
+from cosa_fast.run.data import open_validation_set
 from cosa_fast.run.folder import RunFolder
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for run in arguments.runs:
         folder = RunFolder(Path(run))
-        dataset = open_datasets(load_config(str(folder.config), []))[1]
+        dataset = open_validation_set(load_config(str(folder.config), []))
         if not dataset.has_masks:
             raise UserError(f"{run}: its validation images have no masks, so no threshold can be judged")
         for checkpoint in folder.numbered():
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{' '.join(arguments.runs)}: no checkpoint there")
     losses = mean_losses(rows)
     lines = [[label, *(f"{loss[name]:.2f}" for name in MAPS)] for label, loss in losses.items()]
-    print(f"\npoints of mIoU below the best fixed threshold, mean of {len(rows)} checkpoints")
+    print(f"\npoints of mIoU below the best fixed threshold, mean of {counted(len(rows), 'checkpoint')}")
     print(aligned(["", *MAPS], lines))
     if arguments.out is not None:
         write_json(arguments.out, {"commit": manifest.commit(), "mean_losses": losses, "rows": rows})

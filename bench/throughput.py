@@ -46,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="*",
         choices=KINDS,
         metavar="KIND",
+        excludes="--losses-only",
         help=f"only kernels for attention: {', '.join(KINDS)}; default: all",
     )
     add("--losses-only", action="store_true", help="from network outputs to gradients, without networks")
@@ -53,10 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=5, help="per window")
     add("--budget", type=float, default=float("inf"), help="seconds; after them no provider starts")
     add("--out", type=result_file, help="JSON; the chart goes beside it")
-    add("--no-chart", action="store_true", help="JSON alone")
+    add("--no-chart", action="store_true", needs="--out", help="JSON alone")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.attention is not None and arguments.losses_only:
-        parser.error("--attention: the losses alone have none; leave --losses-only out")
     require_positive(arguments, "windows", "steps", "classes", "batch_sizes")
     arguments.configs, arguments.overrides = split_settings(arguments.settings)
     arguments.configs = arguments.configs or (SUITE_CONFIGS if arguments.suite else SUITE_CONFIGS[:1])

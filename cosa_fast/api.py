@@ -63,8 +63,8 @@ def evaluate(
     """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}; a LabelResult
     where that has no masks.
 
-    overrides: "key=value" for the sections data, teacher, eval and run of the checkpoint's configuration. networks:
-    which of the two. limit: only so many images, evenly spread over the set.
+    overrides: "key=value" for what an evaluation uses of the checkpoint's configuration. networks: which of the
+    two. limit: only so many images, evenly spread over the set.
     Raises UserError for a checkpoint or data set that cannot be read or does not fit.
 
         results = evaluate("runs/voc/checkpoints/best.pt", ["data.root=VOC2012", "eval.scales=[1.0]"])

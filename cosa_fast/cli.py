@@ -8,9 +8,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -88,38 +87,62 @@ def _discard_output() -> None:
 
 class CommandLine(argparse.ArgumentParser):
     """A door's arguments. Whatever is wrong with them is a UserError: one line, with the nearest name that there is, in
-    place of argparse's usage. Every door has --debug, which `run_cli` obeys."""
+    place of argparse's usage; and so is an option that would have no effect beside the others, as `add_argument` is
+    told. Every door has --debug, which `run_cli` obeys."""
 
     def __init__(self, **settings: Any) -> None:
+        self._beside: dict[str, tuple[str, str, str]] = {}
         super().__init__(**settings)
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
         self.add_argument("--debug", action="store_true", help="show tracebacks of errors")
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """As argparse, which takes a positional of any number for a required one, unless it has a default."""
+    def add_argument(
+        self, *names: Any, needs: str = "", excludes: str = "", short_for: str = "", **settings: Any
+    ) -> argparse.Action:
+        """As argparse, which takes a positional of any number for a required one, unless it has a default.
+
+        needs: the option without which this one has no effect. excludes: that which contradicts it. short_for: the
+        setting, SECTION.KEY, that it stands for."""
         if settings.get("nargs") == "*" and not names[0].startswith("-"):
             settings.setdefault("default", [])
-        return super().add_argument(*names, **settings)
+        action = super().add_argument(*names, **settings)
+        self._beside[names[0]] = needs, excludes, short_for
+        return action
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse; but an unknown option is told before the required one that it was meant to be."""
         words = sys.argv[1:] if args is None else [*args]
-        for word in words[: words.index("--")] if "--" in words else words:
-            self._require_known(word)
+        options = words[: words.index("--")] if "--" in words else words
+        self._require_effect({self._option(word) for word in options}, words)
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise UserError(f"{message.removeprefix('argument ')}; all options: {self.prog} --help")
 
-    def _require_known(self, word: str) -> None:
+    def _require_effect(self, given: set[str | None], words: Sequence[str]) -> None:
+        """UserError for an option of `given` that has no effect beside the others."""
+        for option, (needs, excludes, setting) in self._beside.items():
+            if option not in given:
+                continue
+            if needs and needs not in given:
+                raise UserError(f"{option}: has no effect without {needs}; add that, or leave {option} out")
+            if excludes in given:
+                raise UserError(f"{option} and {excludes} contradict each other; leave one of them out")
+            if setting and any(word.startswith(f"{setting}=") for word in words):
+                raise UserError(f"{option} and {setting}=... are one setting; leave one of them out")
+
+    def _option(self, word: str) -> str | None:
+        """The option that a word names, perhaps in short, under its first name; None for other words. UserError for an
+        unknown one."""
         name, _, value = word.partition("=")
         if name in ("", "-") or name[0] != "-" or " " in name or re.match(r"-\.?\d", name):
-            return
+            return None
         known = self._option_string_actions
-        if any(option.startswith(name) for option in known) or (name[1] != "-" and name[:2] in known):
-            return
+        for option in (name, *known, *([name[:2]] if name[1] != "-" else [])):
+            if option in known and (option.startswith(name) or option == name[:2]):
+                return known[option].option_strings[0]
         if re.fullmatch(r"-+\w+\.\w+", name):
             setting = f"{name.lstrip('-')}={value or '...'}"
             raise UserError(f"unknown option {name}: settings are written without dashes, {setting}")
@@ -159,23 +182,29 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
-def add_crf_side(parser: argparse.ArgumentParser) -> None:
+def is_setting(text: str) -> bool:
+    """Whether a word is a setting, key=value, where files may stand as well."""
+    return "=" in text and not os.path.exists(text)
+
+
+def add_crf_side(parser: CommandLine) -> None:
     """The option --crf-side."""
     parser.add_argument(
         "--crf-side",
         type=whole(16),
         metavar="PIXELS",
+        needs="--crf",
         help="longer images are shrunk to this for the CRF; 'ours' sums over all pairs of pixels, which a CPU can only "
         "do for small images",
     )
 
 
-def make_folder(path: Path) -> None:
-    """The folder of -o, made unless it is there. UserError where it is a file, or cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        file = next(place for place in (path, *path.parents) if place.is_file())
-        raise UserError(f"-o {path}: {'' if file == path else f'{file} '}is a file; give a folder") from None
-    except OSError as error:
-        raise UserError(f"-o {path}: cannot make this folder ({error.strerror}); choose another") from error
+def add_network(parser: CommandLine, default: str = "an", *more: str) -> None:
+    """The option --network, None where it is not given; `default` is told. more: what it may say besides."""
+    parser.add_argument("--network", choices=(*NETWORKS, *more), help=f"default: {default}")
+
+
+def require_two_networks(given: str | None, files: str, single: bool) -> None:
+    """UserError for a --network where one network stands for both, so that there is nothing to choose."""
+    if given is not None and single:
+        raise UserError(f"--network {given}: has no effect, there is one network alone in {files}; leave it out")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cosa_fast.errors import QuietError, UserError, first_line
+from cosa_fast.errors import QuietError, UserError, counted, first_line
 
 T = TypeVar("T")
 
@@ -87,7 +87,9 @@ class Ranks:
             )
         own = batch_size // self.size
         if own % parts:
-            raise UserError(f"optim.accumulate = {parts} must divide the {own} images that each process has of a batch")
+            raise UserError(
+                f"optim.accumulate = {parts} must divide the {counted(own, 'image')} that each process has of a batch"
+            )
         return own
 
 

@@ -1,11 +1,13 @@
-"""Mistakes that a user can cause and mend: their exception, and the wording that all of them share. Anything may import
-this file; it imports nothing of the project."""
+"""Mistakes that a user can cause and mend: their exception, and the wording that all messages share. Anything may
+import this file; it imports nothing of the project."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import PurePath
 
 LONGEST_MESSAGE = 500
+# Letters of a name that say which longer ones may be meant.
+_TELLING = 5
 
 
 class UserError(Exception):
@@ -24,12 +26,24 @@ class QuietError(UserError):
 
 
 def hint(name: str, known: Collection[str], prefix: str = "") -> str:
-    """ " (did you mean 'X'?)" for the nearest known name, shown behind `prefix`; or nothing."""
+    """ " (did you mean 'X'?)" for the nearest known name, or the shortest of the longer ones that begin most like it,
+    shown behind `prefix`; or nothing."""
     ending = PurePath(name).suffix.lower()  # that two files share one makes them no more alike
     lowered = {candidate.lower().removesuffix(ending): candidate for candidate in known}
-    # The search takes time with the square of the lengths.
-    match = get_close_matches(name[:100].lower().removesuffix(ending), lowered, n=1, cutoff=0.6)
-    return f" (did you mean {prefix + lowered[match[0]]!r}?)" if match else ""
+    given = name[:100].lower().removesuffix(ending)  # the search takes time with the square of the lengths
+    longer = sorted(
+        (each for each in lowered if len(each) > len(given) >= _TELLING), key=lambda each: (len(each), each)
+    )[::-1]
+    beginnings = {each[: len(given)]: each for each in longer}
+    near = [(each, each) for each in get_close_matches(given, lowered, n=1, cutoff=0.6)]
+    near += [(each, beginnings[each]) for each in get_close_matches(given, beginnings, n=1, cutoff=0.8)]
+    best = max(near, key=lambda pair: SequenceMatcher(None, pair[0], given).ratio(), default=None)
+    return f" (did you mean {prefix + lowered[best[1]]!r}?)" if best else ""
+
+
+def counted(count: int, what: str, plural: str = "s") -> str:
+    """ "1 image", "3 images", "2 classes" (plural: "es")."""
+    return f"{count} {what}{plural * (count != 1)}"
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -10,14 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, run_cli, whole
-from cosa_fast.errors import UserError
+from cosa_fast.cli import (
+    NETWORKS,
+    CommandLine,
+    add_crf_side,
+    add_network,
+    is_setting,
+    require_two_networks,
+    run_cli,
+    whole,
+)
+from cosa_fast.errors import counted
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
-from cosa_fast.evaluation.comparison import comparison, short_names
+from cosa_fast.evaluation.comparison import comparison, comparison_legend, short_names
 from cosa_fast.evaluation.crf_scores import CrfResult
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks, title
-from cosa_fast.files import write_json
+from cosa_fast.files import require_place, write_json
 from cosa_fast.run.evaluating import configure, evaluate_crf, evaluate_networks
 
 
@@ -25,14 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate one checkpoint and print a table per network, or several and print one table of all. Returns the exit
     status."""
     arguments = _parser().parse_intermixed_args(argv)
-    paths = [arguments.checkpoint, *(text for text in arguments.others if not _is_setting(text))]
+    if arguments.json is not None:
+        require_place(arguments.json, "--json")
+    paths = [arguments.checkpoint, *(text for text in arguments.others if not is_setting(text))]
     if arguments.crf is not None:
         check_methods(_methods(arguments.crf))
     first = _Evaluation(paths[0], arguments)
-    for path in paths[1:]:
-        _Evaluation(path, arguments)  # what cannot be evaluated is told before the work on the others
-    if arguments.json is not None:
-        _prepare_output(arguments.json)
+    # What cannot be evaluated is told before the work on the others.
+    singles = [first.networks.single, *(_Evaluation(path, arguments).networks.single for path in paths[1:])]
+    require_two_networks(arguments.network, ", ".join(paths), all(singles))
     record = first.show() if len(paths) == 1 else _compare(paths, arguments)
     if arguments.json is not None:
         write_json(arguments.json, record)
@@ -44,7 +54,7 @@ class _Evaluation:
     """One checkpoint: opened and checked, then evaluated as the arguments say."""
 
     def __init__(self, path: str, arguments: Namespace) -> None:
-        overrides = [text for text in arguments.others if _is_setting(text)]
+        overrides = [text for text in arguments.others if is_setting(text)]
         self.path = path
         self.networks = load_networks(path, config=arguments.config, overrides=overrides)
         self.config = configure(self.networks, overrides, path)
@@ -53,7 +63,7 @@ class _Evaluation:
         self.results: dict[str, AnyResult] = {}
         self.cleaned: dict[str, CrfResult] = {}
         self._arguments = arguments
-        self._names = ("on", "an") if arguments.network == "both" else (NETWORKS[arguments.network],)
+        self._names = (NETWORKS[arguments.network],) if arguments.network in NETWORKS else ("on", "an")
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -93,7 +103,7 @@ class _Evaluation:
         self.clean()
         for name in self.shown if self.cleaned else ():
             crf = self.cleaned[name]
-            print(f"\n{self.title(name)} with CRF, {crf.images} images\n{crf.table()}")
+            print(f"\n{self.title(name)} with CRF, {counted(crf.images, 'image')}\n{crf.table()}")
         return self.record()
 
     def title(self, name: str) -> str:
@@ -129,7 +139,7 @@ class _Evaluation:
 def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
     """Evaluate one after the other, print one table, and return every figure."""
     rows: list[tuple[str, dict[str, float]]] = []
-    legends: dict[str, None] = {}
+    words: set[str] = set()
     places, notes, records = [], [], []
     for path, name in zip(paths, short_names(paths), strict=True):
         evaluation = _Evaluation(path, arguments)
@@ -142,17 +152,13 @@ def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
         places.append(f"{evaluation.place}, {data.root}")
         notes += [f"{name}: {note}" for note in evaluation.notes()]
         records.append(evaluation.record())
-        legends[next(iter(evaluation.results.values())).legend()] = None
+        words |= next(iter(evaluation.results.values())).words()
         print(f"{name}: {places[-1]}", flush=True)
     print(f"\n{comparison(rows)}")
     if len(set(places)) > 1:
         notes.insert(0, "these are not the same images: compare the figures with care")
-    print("\n".join(["", *legends, *notes]))
+    print("\n".join(["", comparison_legend(rows, words), *notes]))
     return {"checkpoints": records}
-
-
-def _is_setting(text: str) -> bool:
-    return "=" in text and not Path(text).exists()
 
 
 def _methods(crf: str) -> tuple[str, ...]:
@@ -171,28 +177,24 @@ def _parser() -> CommandLine:
         metavar="CHECKPOINT|key=value",
         help="more checkpoints, all compared in one table; settings to change, e.g. data.root=... eval.scales=[1.0]",
     )
-    parser.add_argument("--network", choices=(*NETWORKS, "both"), default="both", help="default: both")
+    add_network(parser, "both", "both")
     parser.add_argument(
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
-    parser.add_argument("--split", metavar="NAME", help="short for data.val_split=NAME")
-    parser.add_argument("--limit", metavar="N", type=whole(1), help="only N images, evenly spread over the set")
+    parser.add_argument("--split", metavar="NAME", short_for="data.val_split", help="short for data.val_split=NAME")
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=whole(1),
+        short_for="eval.limit",
+        help="only N images, evenly spread over the set",
+    )
     parser.add_argument(
         "--crf", choices=(*METHODS, "both"), help="also clean the segmentations up by a CRF; both says how they agree"
     )
     add_crf_side(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
     return parser
-
-
-def _prepare_output(path: Path) -> None:
-    """Find out before the work, not after it, that the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cosa_fast.cli import NETWORKS, CommandLine, make_folder, run_cli
+from cosa_fast.cli import NETWORKS, CommandLine, add_network, require_two_networks, run_cli
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, counted, first_line
 from cosa_fast.evaluation.exporting import FILES, FORMATS, SMALLEST, export, facts
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.prediction import file_sources, shrunk
-from cosa_fast.files import write_json, write_text
+from cosa_fast.files import require_place, write_json, write_text
 from cosa_fast.report.card import card
 from cosa_fast.run.folder import RunFolder
 
@@ -23,15 +23,17 @@ IMAGES, LONGEST = 4, 640
 def main(argv: list[str] | None = None) -> int:
     """Export, check, describe and, where asked to, publish. Returns the exit status."""
     arguments = _parser().parse_args(argv)
-    networks = load_networks(arguments.checkpoint)
-    name = NETWORKS[arguments.network]
     run = RunFolder(arguments.checkpoint.resolve().parent.parent)
     output = arguments.output or _default_output(arguments.checkpoint, run)
+    if arguments.output or arguments.checkpoint.is_file():
+        require_place(output, "-o", folder=True)
+    networks = load_networks(arguments.checkpoint)
+    require_two_networks(arguments.network, str(arguments.checkpoint), networks.single)
+    name = NETWORKS[arguments.network or "an"]
     images, origin = _images(networks, arguments.images)
-    make_folder(output)
     agreement = export(networks, name, arguments.format, output / FILES[arguments.format], images)
     print(
-        f"checked on {agreement.images} images {origin}: {agreement.pixels:.3%} of the pixels as PyTorch's, "
+        f"checked on {counted(agreement.images, 'image')} {origin}: {agreement.pixels:.3%} of the pixels as PyTorch's, "
         f"logits within {agreement.largest:.1g}"
     )
     write_json(output / "preprocessing.json", facts(networks))
@@ -103,7 +105,7 @@ def _parser() -> CommandLine:
         "--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}, which predict takes, too"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: runs/NAME/export")
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
+    add_network(parser)
     parser.add_argument(
         "--images",
         type=Path,
@@ -114,7 +116,9 @@ def _parser() -> CommandLine:
     )
     parser.add_argument("--license", default="other", metavar="ID", help="for the card, e.g. apache-2.0")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="publish the folder on the hub of Hugging Face")
-    parser.add_argument("--private", action="store_true", help="with --push-to-hub: for yourself alone")
+    parser.add_argument(
+        "--private", action="store_true", needs="--push-to-hub", help="with --push-to-hub: for yourself alone"
+    )
     return parser
 
 

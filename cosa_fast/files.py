@@ -56,6 +56,24 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); mend the file") from None
 
 
+def require_place(path: Path, option: str, *, folder: bool = False) -> None:
+    """To be asked before long work: UserError, which begins with `option`, unless a file can be written at `path`, or
+    files into the folder `path`. Nothing is made, and the folders above need not be there."""
+    reason = ""
+    try:
+        there = next(place for place in (path, *path.parents)[not folder :] if place.exists())
+        if not there.is_dir():
+            reason = f"{there} is a file"
+        elif path.is_dir() and not folder:
+            reason = "it is a folder"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no permission to write into {there}"
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{option} {path}: cannot be written ({reason}); give another {'folder' if folder else 'file'}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the file as a whole. UserError as in `written_aside`."""
     with written_aside(path) as aside:

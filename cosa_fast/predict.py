@@ -5,7 +5,6 @@ CKPT may be what `export` wrote, or a file of another program, such as the offic
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,32 +16,42 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cosa_fast.cli import NETWORKS, CommandLine, add_crf_side, make_folder, run_cli, whole
+from cosa_fast.cli import (
+    NETWORKS,
+    CommandLine,
+    add_crf_side,
+    add_network,
+    is_setting,
+    require_two_networks,
+    run_cli,
+    whole,
+)
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.prediction import MAX_SIDE, Source, file_sources, require_free, split_sources
-from cosa_fast.files import write_json
+from cosa_fast.files import require_place, write_json
 from cosa_fast.pictures import voc_test
 from cosa_fast.pictures.predictions import WHATS, Prediction, Predictor
-from cosa_fast.run.evaluating import configure
-
-OVERRIDE = re.compile(r"(data|teacher|eval|run)\.\w+=")
+from cosa_fast.run.evaluating import PREDICTION, configure
 
 
 def main(argv: list[str] | None = None) -> int:
     """Predict and print what was written. Returns the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    overrides = [text for text in arguments.images if OVERRIDE.match(text)]
-    places = [Path(text) for text in arguments.images if not OVERRIDE.match(text)]
+    require_place(arguments.output, "-o", folder=True)
+    overrides = [text for text in arguments.images if is_setting(text)]
+    places = [Path(text) for text in arguments.images if not is_setting(text)]
     labels = None if arguments.labels is None else [name.strip() for name in arguments.labels.split(",")]
     _check(arguments, places)
     sources = [] if arguments.split else file_sources(places)  # a wrong name is told before networks are read
     networks = load_networks(arguments.checkpoint, config=arguments.config, overrides=overrides)
+    require_two_networks(arguments.network, arguments.checkpoint, networks.single)
+    network = NETWORKS[arguments.network or "an"]
     if networks.imported is not None:
         print(networks.imported)
-    networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint))
+    networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint, PREDICTION))
     if arguments.split:
         networks, sources = _of_split(networks, arguments.split)
     if arguments.voc_test:
@@ -50,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(
         networks,
         arguments.what,
-        network=NETWORKS[arguments.network],
+        network=network,
         scales=arguments.scales,
         labels=labels,
         threshold=arguments.threshold,
@@ -59,19 +68,20 @@ def main(argv: list[str] | None = None) -> int:
         crf_side=arguments.crf_side,
     )
     require_free(sources, lambda source: predictor.outputs(source.name, arguments.output))
-    make_folder(arguments.output)
     if networks.config.run.threads is not None:
         torch.set_num_threads(networks.config.run.threads)
     records, failures = _predict_all(predictor, sources, arguments.output)
-    about = {"checkpoint": arguments.checkpoint, "network": NETWORKS[arguments.network], "what": arguments.what}
+    about = {"checkpoint": arguments.checkpoint, "network": network, "what": arguments.what}
     about |= {"threshold": predictor.threshold, "classes": networks.classes, "images": records}
     write_json(arguments.output / "scores.json", about)
     written = arguments.output / "scores.json"
-    print(f"written: {written} (of {len(records)} images: scores, classes, {_areas(predictor)})")
+    print(f"written: {written} (of {counted(len(records), 'image')}: scores, classes, {_areas(predictor)})")
     for hint in _hints(records, predictor, {source.name for source in sources if source.present is None}):
         print(f"hint: {hint}")
     if failures:
-        raise UserError(f"{len(failures)} of {len(sources)} images unreadable, the others are written: {failures[0]}")
+        raise UserError(
+            f"{len(failures)} of {counted(len(sources), 'image')} unreadable, the others are written: {failures[0]}"
+        )
     if arguments.voc_test:
         print(f"written and checked: {_archive(records, arguments.output, arguments.voc_test)}")
     return 0
@@ -130,21 +140,20 @@ def _areas(predictor: Predictor) -> str:
 
 def _hints(records: dict[str, dict[str, Any]], predictor: Predictor, unknown: set[str]) -> Iterator[str]:
     """What to try where nothing was found. unknown: the images whose classes only the classifier tells."""
-    makes_cams = predictor.what in ("cpl", "cam", "ensemble")
+    makes_cams, everything = predictor.what in ("cpl", "cam", "ensemble"), counted(len(records), "image")
     unseen = [name for name in records if makes_cams and name in unknown and not records[name]["present"]]
     if unseen:
         likely, score = max((item for name in unseen for item in records[name]["scores"].items()), key=lambda i: i[1])
         yield (
-            f"in {len(unseen)} of {len(records)} images the classifier finds no class, so there is no CAM: a class "
-            f"counts from 50 % on, the highest score is {likely}, {score:.0%}. --labels {likely} takes its CAM anyway"
+            f"in {len(unseen)} of {everything} the classifier finds no class, so there is no CAM: a class counts from "
+            f"50 % on, the highest score is {likely}, {score:.0%}. --labels {likely} takes its CAM anyway"
         )
     empty = [name for name in records if name not in unseen and (records[name]["areas"] or {}).get("background") == 1]
     if empty and predictor.what in ("segmentation", "cpl", "ensemble"):
         lower = "; a lower --threshold makes more of the CAM foreground" if makes_cams else ""
         yield (
-            f"{len(empty)} of {len(records)} images are background only: no pixel is surer of a class than of "
-            "background. --labels cat,dog says what is there, --what cam --labels cat,dog shows where the network sees "
-            "it" + lower
+            f"background only in {len(empty)} of {everything}: no pixel is surer of a class than of background. "
+            "--labels cat,dog says what is there, --what cam --labels cat,dog shows where the network sees it" + lower
         )
 
 
@@ -159,7 +168,7 @@ def _of_split(networks: Networks, split: str) -> tuple[Networks, list[Source]]:
     sources = split_sources(dataset)
     labelled = sum(source.present is not None for source in sources)
     where = f"labels of {labelled} from {dataset.label_source}" if labelled else "no image labels"
-    print(f"{split} of {data.root}: {len(sources)} images, {where}")
+    print(f"{split} of {data.root}: {counted(len(sources), 'image')}, {where}")
     return networks, sources
 
 
@@ -197,11 +206,16 @@ def _parser() -> CommandLine:
         help="segmentation; cpl: the CAM's pseudo-label at ξ; ensemble: that of both CAMs; cam and logits as .npz. "
         "CAMs are those of the split's labels or of --labels, else of the classes that the classifier finds",
     )
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="an", help="default: an")
+    add_network(parser)
     parser.add_argument(
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
-    parser.add_argument("--scales", type=_scales, help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation")
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        short_for="eval.scales",
+        help="e.g. 1.0 or 1,0.5,1.5; default: those of the evaluation",
+    )
     parser.add_argument("--labels", metavar="cat,dog", help="only these classes may appear (label-aware)")
     parser.add_argument("--threshold", type=_threshold, metavar="X", help="where CAMs become foreground, in place of ξ")
     parser.add_argument(

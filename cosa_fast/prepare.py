@@ -5,13 +5,14 @@ python -m cosa_fast.prepare voc --download --root DIR
 """
 
 import os
+from argparse import Namespace
 from pathlib import Path
 
-from cosa_fast.cli import CommandLine, run_cli
+from cosa_fast.cli import CommandLine, run_cli, whole
 from cosa_fast.data_pipeline.datasets.opening import FORMATS
 from cosa_fast.data_pipeline.datasets.preparation import SOURCES, masks_from_colours, prepare
 from cosa_fast.errors import UserError
-from cosa_fast.files import nearest
+from cosa_fast.files import nearest, require_place
 
 _SBD = "sbd"
 
@@ -22,10 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     asked = _parser().parse_args(argv)
     format = _format(asked.what, asked.format)
+    _check(asked, format)
     if asked.download:
         asked.root = _download(format, asked.root)
-    elif format == _SBD:
-        raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
     elif format != "synthetic" and not asked.root.is_dir():
         what = "is no folder" if asked.root.exists() else f"no such folder{nearest(asked.root)}"
         raise UserError(f"--root {asked.root}: {what}; give the data set's folder")
@@ -33,12 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     if asked.masks_from_colours:
         default = {"folder": "train", "coco": "val2014"}.get(format, "val")
         masks_from_colours(format, asked.root, asked.split or default)
-    if asked.split is None:
-        if asked.download or asked.masks_from_colours:
-            return 0
-        if format != "folder":
-            raise UserError(f"--split: which list of the {format} set? e.g. --split train")
-        asked.split = "train"
+    if asked.split is None and _is_done_without(asked):
+        return 0
+    asked.split = asked.split or "train"  # of a folder
     prepare(
         format,
         asked.root,
@@ -48,9 +45,34 @@ def main(argv: list[str] | None = None) -> int:
         output=asked.output,
         packed=asked.root / f"{asked.split}.tar" if asked.pack is True else asked.pack,
         make_list=asked.make_list,
-        workers=asked.workers,
+        workers=min(8, os.cpu_count() or 1) if asked.workers is None else asked.workers,
     )
     return 0
+
+
+def _check(asked: Namespace, format: str) -> None:
+    """UserError for what contradicts itself, has no effect or cannot be written, before anything is done."""
+    if format == _SBD and not asked.download:
+        raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
+    if asked.split is None and not _is_done_without(asked) and format != "folder":
+        raise UserError(f"--split: which list of the {format} set? e.g. --split train")
+    if asked.labels is not None and asked.source not in (None, "npy"):
+        raise UserError(f"--labels {asked.labels} and --from {asked.source}: which of them? Give one")
+    if asked.output is not None:
+        require_place(asked.output, "-o")
+    if isinstance(asked.pack, Path):
+        require_place(asked.pack, "--pack")
+        if asked.pack.suffix != ".tar":
+            raise UserError(f"--pack {asked.pack}: a pack is a tar; choose a name that ends in .tar")
+    if asked.make_list and (format not in ("voc", _SBD) or asked.split != "train_aug"):
+        raise UserError(f"--make-list: makes the list train_aug of the format voc, not {asked.split} of {format}")
+
+
+def _is_done_without(asked: Namespace) -> bool:
+    """Whether what is asked for needs no split: a download, or colours made indices, and nothing more."""
+    more = (asked.source, asked.labels, asked.output, asked.pack, asked.workers)
+    alone = not asked.make_list and all(option is None for option in more)
+    return alone and (asked.download or asked.masks_from_colours)
 
 
 def _format(what: str | None, option: str | None) -> str:
@@ -111,7 +133,7 @@ def _parser() -> CommandLine:
         action="store_true",
         help="first write masks that show classes as colours as indices",
     )
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
+    parser.add_argument("--workers", type=whole(0), metavar="N", help="threads that decode images; default: up to 8")
     return parser
 
 

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Literal, TypeVar
 
 from cosa_fast.data_pipeline.views.parameters import image_index
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 
 Unreadable = Literal["stop", "skip"]
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def read_at(
             if unreadable == "stop":
                 raise
             problems.append(str(error))
-    raise UserError(f"not one of the {length} images can be read; the first: {problems[0]}")
+    raise UserError(f"none of {counted(length, 'image')} can be read; the first: {problems[0]}")
 
 
 class SkipNotes:

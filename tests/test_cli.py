@@ -142,6 +142,29 @@ def test_a_misspelt_option_is_one_line_with_the_nearest(door: str) -> None:
         ("export", "x.pt y.pt", "^unrecognized arguments: y.pt; all options"),
         ("train", "data.root=x", "data.root=x: is a setting; the configuration comes before it"),
         ("train", "foldre.yaml", r"no such file \(did you mean 'folder.yaml'\?\), nor"),
+        (
+            "evaluate",
+            "x.pt --crf-side 64",
+            "^--crf-side: has no effect without --crf; add that, or leave",
+        ),
+        ("predict", "x.pt a.jpg -o out --crf-si=64", "^--crf-side: has no effect without --crf; add"),
+        ("export", "x.pt --private", "^--private: has no effect without --push-to-hub; add"),
+        (
+            "evaluate",
+            "x.pt --split val data.val_split=test",
+            r"^--split and data.val_split=\.\.\. are one setting",
+        ),
+        ("evaluate", "eval.limit=3 x.pt --limit 2", r"^--limit and eval.limit=\.\.\. are one setting"),
+        (
+            "predict",
+            "x.pt a.jpg -o out eval.scales=[1] --scales 2",
+            r"^--scales and eval.scales=\.\.\. are one",
+        ),
+        ("prepare", "voc --download --root . --pack", "^--split: which list of the voc set"),
+        ("prepare", "sbd --download --root . --workers 2", "^--split: which list of the sbd set"),
+        ("prepare", "voc --download --root . --split val --make-list", "^--make-list: makes the list train_aug of the"),
+        ("prepare", "voc --download --root . --split val --pack x.zip", "^--pack x.zip: a pack is a tar; choose"),
+        ("prepare", "voc --root . --split train --labels a.csv --from xml", "^--labels a.csv and --from xml: which"),
         ("train", ".", "is a folder; images of your own are trained on with folder.yaml data.root="),
     ],
 )
@@ -156,3 +179,32 @@ def test_options_may_stand_anywhere(run: Callable[..., tuple[int, str]]) -> None
     status, errors = run("voc.yaml", "optim.lr=1e-4", "--overwrite", "data.root=elsewhere")
     assert status == 2
     assert "elsewhere" in errors
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        ("evaluate", "x.pt --json {}"),
+        ("predict", "x.pt a.jpg -o {}"),
+        ("export", "x.pt -o {}"),
+        ("report.__main__", "runs -o {}"),
+        ("prepare", "folder --root . -o {}"),
+        ("prepare", "voc --download --root . --split train --pack {}.tar"),
+    ],
+)
+def test_the_place_of_an_output_is_looked_at_before_anything_else(
+    door: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is made meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    Path("afile").write_text("mine")
+    with pytest.raises(UserError, match=r"^-\S+ afile/x\S*: cannot be written \(afile is a file\); give another f"):
+        importlib.import_module(f"cosa_fast.{door}").main(words.format("afile/x").split())
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+def test_images_are_not_generated_in_the_place_of_voc(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    status, errors = run("voc.yaml", "data.format=synthetic")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "data.root=data/demo" in errors
+    assert list(tmp_path.iterdir()) == []

@@ -185,7 +185,9 @@ def run_train(words: list[str], world: World) -> None:
         pytest.importorskip("segmentation_models_pytorch")
         place = str(config.data.pseudo_labels)
         if not Path(place).is_dir():
-            run_predict(["runs/voc/checkpoints/best.pt", "--split", "train_aug", "--what", "cpl", "-o", place], world)
+            first = "mine" if config.data.format == "folder" else "voc"
+            asked = ["--split", config.data.train_split, "--what", "cpl", "-o", place]
+            run_predict([f"runs/{first}/checkpoints/best.pt", *asked], world)
         settings = [word for word in SMALL if not word.startswith("model.")] + SMALL_ENCODER
     if "--resume" not in words:
         shutil.rmtree(Path("runs") / config.run.name, ignore_errors=True)

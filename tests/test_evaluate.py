@@ -85,7 +85,9 @@ def test_evaluate_takes_a_network_a_split_and_a_limit(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.aux_layer=-1"], "belongs to the training"),
+        (["model.aux_layer=-1"], "model.aux_layer belongs to the training"),
+        (["eval.every=5"], "eval.every belongs to the training .* has no effect here; what has: data.root, "),
+        (["log.wandb=true"], "log.wandb belongs to the training"),
         (["eval.scale=[1.0]"], "did you mean"),
         (["eval.coexistence=[hrose]"], "hrose"),
         (["--json", "{root}"], "cannot be written"),

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def test_predict_takes_the_safetensors(exported: Path, checkpoint: Path, images:
     loaded = load_networks(exported / "model.safetensors")
     assert (loaded.classes, loaded.iteration, loaded.imported) == (CLASSES, 7, None)
     assert loaded.thresholds == pytest.approx((0.4, 0.6))
+    with pytest.raises(UserError, match=r"^--network on: has no effect, .* one network alone in .*safetensors; leave"):
+        predict.main([str(exported / "model.safetensors"), str(images[0]), "-o", str(tmp_path), "--network", "on"])
 
 
 def test_facts_and_card_stand_beside_it_without_places_of_this_machine(exported: Path) -> None:
@@ -123,10 +126,17 @@ def test_a_card_without_an_evaluation_says_so(checkpoint: Path, images: list[Pat
 
 
 def test_without_images_noise_is_checked_and_said(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.main([str(checkpoint), "-o", str(tmp_path)])
+    """And the images of a demo are not generated for it."""
+    monkeypatch.chdir(tmp_path)
+    config = replace(CONFIG, data=DataConfig(format="synthetic", root="data/demo", train_split="train"))
+    save_networks(Path("demo.pt"), random_network(0), random_network(1), config, iteration=7, thresholds=(0.4, 0.6))
+    export.main(["demo.pt", "-o", "out"])
     assert "checked on 2 images of noise" in capsys.readouterr().out
+    with pytest.raises(UserError, match="data/demo: no generated images"):
+        predict.main(["demo.pt", "--split", "val", "-o", "out"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.pt", "out"]
 
 
 def test_a_file_that_differs_is_not_written(
@@ -160,9 +170,9 @@ def test_an_output_that_is_a_file_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(export, "export", lambda *_: pytest.fail("work"))
     (tmp_path / "taken").touch()
-    with pytest.raises(UserError, match=r"^-o .*/taken: is a file; give a folder$"):
+    with pytest.raises(UserError, match=r"^-o .*/taken: cannot be written \(.*/taken is a file\); give another f"):
         export.main([str(checkpoint), "-o", str(tmp_path / "taken")])
-    with pytest.raises(UserError, match=r"/taken is a file; give a folder$"):
+    with pytest.raises(UserError, match=r"/taken is a file\); give another folder$"):
         export.main([str(checkpoint), "-o", str(tmp_path / "taken/below")])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cosa_fast.errors import UserError
-from cosa_fast.files import nearest, read_json, write_json, write_text, written_aside
+from cosa_fast.files import nearest, read_json, require_place, write_json, write_text, written_aside
 
 
 def test_a_file_is_replaced_when_the_block_is_done(tmp_path: Path) -> None:
@@ -70,3 +70,19 @@ def test_json_has_null_for_what_is_no_number(tmp_path: Path) -> None:
     assert "ξ" in text
     assert read_json(path) == {"IoU": [1.5, None], "ξ": {"inf": None, "name": "nan"}}
     json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+
+
+def test_a_place_is_judged_without_making_anything(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, folder in ((tmp_path / "new/below/x.json", False), (tmp_path / "file", False), (tmp_path, True)):
+        require_place(path, "-o", folder=folder)
+    refusals = {
+        (tmp_path, False): "it is a folder",
+        (tmp_path / "file/x.json", False): "file is a file",
+        (tmp_path / "file", True): "file is a file",
+        (tmp_path / f"{'a' * 300}/x", True): "File name too long",
+    }
+    for (path, folder), reason in refusals.items():
+        with pytest.raises(UserError, match=rf"^-o .*: cannot be written \(.*{reason}\); give another f"):
+            require_place(path, "-o", folder=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -187,6 +187,8 @@ def test_photograph_lying_on_its_side_is_segmented_upright(trained: Path, tmp_pa
         (["--threshold", "2"], "--threshold 2"),
         (["--threshold", "0.3"], "--threshold is for"),
         (["--crf=ours", "--what=cam"], "--crf cleans segmentations"),
+        (["optim.lr=1"], "override 'optim.lr=1': optim.lr belongs to the training .* what has: data.root, "),
+        (["eval.limit=3"], "eval.limit belongs"),
         (["--split", "val"], "either images, or --split"),
         (["--voc-test", "comp6"], "--split test"),
     ],
@@ -201,7 +203,7 @@ def test_wrong_options_are_one_line(trained: Path, tmp_path: Path, options: list
 def test_output_that_is_a_file_is_refused(trained: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="is a file; give a folder"):
+    with pytest.raises(UserError, match=r"^-o .* is a file\); give another folder$"):
         predict.main([str(trained), str(source), "-o", str(tmp_path / "taken")])
 
 
@@ -295,7 +297,7 @@ def test_background_only_is_explained(
     predict.main([*arguments, "--threshold=1", "--labels=cat"])  # M' stays a little below 1
     out = capsys.readouterr().out
     assert "background only (the classifier's first guess: " in out
-    assert "hint: 1 of 1 images are background only" in out
+    assert "hint: background only in 1 of 1 image: no" in out
 
 
 def test_cams_have_areas_at_a_named_threshold_only(
@@ -331,7 +333,7 @@ def test_no_class_and_so_no_cam_is_explained(
         assert nothing in out
         hints = re.findall("^hint: .*", out, re.MULTILINE)
         assert len(hints) == 1
-        assert re.search(r"1 of 1 images .* the highest score is (\w+), \d+%\. --labels \1 takes its CAM", hints[0])
+        assert re.search(r"1 of 1 image .* the highest score is (\w+), \d+%\. --labels \1 takes its CAM", hints[0])
     predict.main([*arguments, "--what=cam", "--labels=cat"])
     assert "hint" not in capsys.readouterr().out
 

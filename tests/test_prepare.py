@@ -190,7 +190,9 @@ def test_errors_of_packing_are_one_line(root: Path, lines_of: Callable[..., list
 
 
 def test_fewer_than_no_workers_are_refused(lines_of: Callable[..., list[str]]) -> None:
-    assert lines_of("--split", "train", "--workers", "-1") == ["error: --workers is -1; wanted 0 or more"]
+    assert lines_of("--split", "train", "--workers", "-1") == [
+        "error: --workers: '-1' is no whole number from 0 up; all options: python -m cosa_fast.prepare --help"
+    ]
 
 
 def test_the_module_runs_as_a_command() -> None:
@@ -209,7 +211,7 @@ def test_the_users_labels_are_checked_and_never_replaced(root: Path, capsys: pyt
     assert "labels and masks differ on 1 of 10 images that have both:" in out
     assert "train_00003: the label says" in out
     assert (root / "labels.json").read_text() == text
-    with pytest.raises(UserError, match="holds other labels of 1 images, first train_00003"):
+    with pytest.raises(UserError, match="holds other labels of 1 image, first train_00003"):
         run(root, "--from", "masks")
     assert (root / "labels.json").read_text() == text
 

@@ -27,8 +27,9 @@ def load_config(path: str | Path, overrides: str | Sequence[str] = ()) -> Config
     in order; a single text is one.
 
     A `base: other.yaml` key takes another file's settings first; that file is looked up beside this one, then among the
-    shipped ones. UserError as the head of this module says; for a misspelt key it names the nearest valid
-    one.
+    shipped ones. A setting's value is replaced as a whole, be it a list or a mapping: `model.arguments={}` clears what
+    the file has, `model.arguments={depth: 2}` leaves nothing but that; `model.arguments.depth=2` changes one entry.
+    UserError as the head of this module says, and for an empty file; for a misspelt key it names the nearest valid one.
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
     return config_from_dict(_read_with_base(find_config(Path(path))), overrides, where=str(path))
@@ -40,7 +41,7 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), *, w
     for override in overrides:
         origin = f"override {shown(override)}"
         # One at a time, each against the whole: an error then names the very override that caused it.
-        values = _merge(values, _read_override(override, origin))
+        values = _merge(values, _read_override(override, origin, values))
         config = _build(Config, values, origin)
     check_combinations(config, where)
     return config
@@ -92,8 +93,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > 4 * LONGEST_TEXT:
         raise UserError(f"{path}: far too large for a configuration; give the YAML file of one")
     values = load_yaml(read_text(path), str(path))
-    if values is None:
-        return {}
+    if not values and (values is None or isinstance(values, dict)):
+        raise UserError(f"{path}: is empty; begin it with base: voc.yaml, or another of the shipped files, or copy one")
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: must be a mapping of sections (data, model, ...), but holds a {type(values).__name__}"
@@ -101,23 +102,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_override(override: str, origin: str) -> dict[str, Any]:
-    """`optim.lr=1e-4` as nested dictionaries; the value is YAML."""
+def _read_override(override: str, origin: str, values: dict[str, Any]) -> dict[str, Any]:
+    """`optim.lr=1e-4` as nested dictionaries; the value is YAML. An entry of a setting, `model.arguments.depth=2`,
+    comes with the others that `values` has there."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{origin}: write it as key=value, for example optim.lr=1e-4")
     value = load_yaml(text, origin)
-    for part in reversed(key.split(".", DEEPEST)):
-        value = {part: value}
+    parts = key.split(".", DEEPEST)
+    for depth in reversed(range(len(parts))):
+        value = {**(_mapping_at(values, parts[:depth]) if depth > 1 else {}), parts[depth]: value}
     return value
 
 
+def _mapping_at(values: Any, parts: Sequence[str]) -> dict[str, Any]:
+    """What is under a dotted key; nothing where that is no mapping."""
+    for part in parts:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section."""
+    """`base` with `changes` laid over it: of each section the settings that it names, each as a whole."""
     result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merge(result[key], value) if both else value
+    for section, settings in changes.items():
+        both = isinstance(settings, dict) and isinstance(result.get(section), dict)
+        result[section] = {**result[section], **settings} if both else settings
     return result
 
 

@@ -9,6 +9,7 @@ label_only: what can be known without masks: image AP, agreement of CAM and segm
 protocol: how images are shown and maps come back: at their own size, or squashed as the official release does
 result: the figures of an evaluation, and their table
 comparison: several evaluations in one table
+legend: what the words of these tables mean
 observed: what a report draws besides the figures: confusions, confidences, quality per image
 metrics: confusion matrix, threshold sweep
 inference: one image through a network at several scales

@@ -1,10 +1,13 @@
 """Several networks' evaluations in one table: what `evaluate` prints for more than one checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import nan
 from pathlib import Path
 
+from cosa_fast.evaluation.legend import NETWORKS, NO_MASKS, OF_PIXELS, legend
 from cosa_fast.evaluation.result import format_table
+
+Rows = Sequence[tuple[str, Mapping[str, float]]]
 
 # Columns, by a figure's name in a summary: the group's heading and the column's own.
 COLUMNS = {
@@ -15,18 +18,29 @@ COLUMNS = {
     "cam_best": ("CAM", "best"),
     "cam_at_threshold": ("CAM", "at ξ"),
     "cam_aux_best": ("CAM†", "best"),
-    "ensemble_best": ("both CAMs", "best"),
+    "ensemble_best": ("ensemble", "best"),
     "seg_cam_agreement": ("CAM/seg", "IoU"),
     "image_ap": ("image", "AP"),
 }
 
 
-def comparison(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+def comparison(rows: Rows) -> str:
     """The table of (name, summary), mIoU in percent; "-" for what a network has not. Columns that no network has are
     left out."""
-    used = [figure for figure in COLUMNS if any(figure in summary for _, summary in rows)]
+    used = _used(rows)
     cells = [(name, [summary.get(figure, nan) for figure in used]) for name, summary in rows]
     return format_table([COLUMNS[figure] for figure in used], cells, corner="mIoU in %")
+
+
+def comparison_legend(rows: Rows, words: Collection[str]) -> str:
+    """What the words of that table mean, of all `words` that the results explain."""
+    headings = [COLUMNS[figure] for figure in _used(rows)]
+    shown = {word for heading in headings for word in (*heading, " ".join(heading))}
+    return legend({*words} & {*shown, *NETWORKS, NO_MASKS, OF_PIXELS})
+
+
+def _used(rows: Rows) -> list[str]:
+    return [figure for figure in COLUMNS if any(figure in summary for _, summary in rows)]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

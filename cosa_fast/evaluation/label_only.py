@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cosa_fast.errors import counted
 from cosa_fast.evaluation.gathering import Counted
 from cosa_fast.evaluation.image_labels import ImageLabels
+from cosa_fast.evaluation.legend import AGREEMENT, AVERAGE_PRECISION, NETWORKS, NO_MASKS, OF_PIXELS, legend
 from cosa_fast.evaluation.metrics import ConfusionMatrix, mean_iou
 from cosa_fast.evaluation.observed import Observed, Observer
 from cosa_fast.evaluation.part import Seen
@@ -79,20 +81,17 @@ class LabelResult:
         cam = f", CAM at {self.threshold:.2f} {self.foreground_cam:.0%}" if self.has_cams else ""
         lines.append(f"foreground: segmentation {self.foreground_seg:.0%}{cam}")
         absent = len(self.classes) - len(shown)
-        return "\n".join(lines) + (f"\n{absent} classes left out: on none of these images" if absent else "")
+        return "\n".join(lines) + (
+            f"\n{counted(absent, 'class', 'es')} left out: on none of these images" if absent else ""
+        )
+
+    def words(self) -> set[str]:
+        """Those of the table, and of its titles, that `legend` explains."""
+        return {NO_MASKS} | ({*NETWORKS, AVERAGE_PRECISION, AGREEMENT} if self.has_cams else {OF_PIXELS})
 
     def legend(self) -> str:
         """What the words of the table mean."""
-        if not self.has_cams:
-            return (
-                "image AP: of the probability that the segmentation gives a class at its surest pixel.\n"
-                "Only masks can tell how good the segmentation is"
-            )
-        return (
-            "ON: the online network, which learns; AN: the assignment network, its moving average\n"
-            "image AP: average precision of the classifier; CAM/seg IoU: of the segmentation with what the CAM,\n"
-            "told the image's classes, says. Both may be wrong together: only masks can tell how good they are"
-        )
+        return legend(self.words())
 
 
 class LabelCounts:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from cosa_fast.errors import counted
+from cosa_fast.evaluation.legend import AVERAGE_PRECISION, NETWORKS, OF_PIXELS, legend
 from cosa_fast.evaluation.observed import Observed
 
 COLUMNS = 100
@@ -140,21 +142,21 @@ class EvalResult:
         if not math.isnan(self.mean_image_ap):
             source = "" if self.cam is None else " of the classifier"
             table += f"\nimage AP{source}: {self.mean_image_ap:.2f}"
-        return table + (f"\n{absent} classes left out: neither in a mask nor in a prediction" if absent else "")
+        return table + (
+            f"\n{counted(absent, 'class', 'es')} left out: neither in a mask nor in a prediction" if absent else ""
+        )
+
+    def words(self) -> set[str]:
+        """Those of the table, and of its titles, that `legend` explains."""
+        words = {word for name in self.columns() for word in _HEADINGS[name]}
+        words |= NETWORKS if self.cam is not None else set()
+        if not math.isnan(self.mean_image_ap):
+            words.add(OF_PIXELS if self.cam is None else AVERAGE_PRECISION)
+        return words
 
     def legend(self) -> str:
         """What the words of the table mean."""
-        if self.cam is None:
-            return (
-                "free: label-free, the best of all classes; aware: told which classes the image holds\n"
-                "image AP: of the probability that the segmentation gives a class at its surest pixel"
-            )
-        return (
-            "ON: the online network, which learns; AN: the assignment network, its moving average\n"
-            "free: label-free, the best of all classes; aware: told which classes the image holds, as CAM is\n"
-            "CAM free: told nothing; CAM†: of the auxiliary head; ensemble: mean of CAM and CAM†\n"
-            "best: at the fixed threshold that fits the masks best; at ξ, at ξ†: at the run's own thresholds"
-        )
+        return legend(self.words())
 
     def _cams(self) -> dict[str, CamScore]:
         cams = {
@@ -193,8 +195,7 @@ _NUMBER = 6  # columns of a figure, 100.00 at the longest
 
 def extent(images: int, set_size: int | None) -> str:
     """ "50 images", or "50 of 1449 images" where only a part was evaluated."""
-    part = "" if set_size in (None, images) else f" of {set_size}"
-    return f"{images}{part} image{'s' * ((set_size or images) != 1)}"
+    return counted(images, "image") if set_size in (None, images) else f"{images} of {counted(set_size, 'image')}"
 
 
 def shortened(name: str, width: int) -> str:

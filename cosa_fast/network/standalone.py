@@ -1,5 +1,6 @@
 """The network of CoSA-MS: an encoder and decoder of segmentation_models_pytorch, without classifier and CAM."""
 
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +20,8 @@ from cosa_fast.network.weights import hub_reached, read_weights, require_fitting
 INSTALL = 'pip install -c constraints.txt -e ".[ms]"'
 # What segmentation_models_pytorch calls timm's encoders.
 TIMM = "tu-"
+# What the network is built with besides model.arguments.
+_RESERVED_ARGUMENTS = ("encoder_name", "encoder_weights", "classes", "in_channels")
 # Sides of an image that tells whether an encoder takes any size: multiples of every stride.
 _PROBE = (1, 3, 64, 96)
 # A class whose probability is 0 or 1 in float32 has no finite logit.
@@ -67,11 +70,12 @@ def build_standalone(config: ModelConfig, num_classes: int) -> StandaloneNet:
     """The network of `config.architecture` around the encoder `config.backbone`, with the weights that
     `config.weights` asks for: "hub", "none", or a file of the encoder's weights.
 
-    UserError: segmentation_models_pytorch is missing, it has no such encoder, the encoder does not go with the
-    architecture or takes no images of any size, an unreachable hub, a file that does not fit.
+    UserError: segmentation_models_pytorch is missing, it has no such encoder, arguments that nothing takes, the encoder
+    does not go with the architecture or takes no images of any size, an unreachable hub, a file that does not fit.
     """
     library = _library()
     _check_encoder(library, config.backbone)
+    _check_arguments(library, config)
     hub = config.weights == "hub"
     network = _create(library, config, num_classes, hub)
     origin = "random weights"
@@ -138,6 +142,27 @@ def _check_encoder(library: Any, name: str) -> None:
         )
 
 
+def _check_arguments(library: Any, config: ModelConfig) -> None:
+    """UserError for a name that the architecture does not take. The library hands such ones to the encoder: timm's
+    refuse what they do not know, its own ignore everything."""
+    known = _own_arguments(library, config)
+    for name in config.arguments:
+        if name in _RESERVED_ARGUMENTS:
+            raise UserError(f"model.arguments.{name}: cosa_fast sets this one itself; remove it")
+        if name not in known and not config.backbone.startswith(TIMM):
+            raise UserError(
+                f"model.arguments.{name}: {config.architecture} around {config.backbone} takes no such "
+                f"argument{hint(name, known)}; it takes {', '.join(known)}"
+            )
+
+
+def _own_arguments(library: Any, config: ModelConfig) -> list[str]:
+    """What the architecture takes, and the user may set."""
+    taken = inspect.signature(getattr(library, config.architecture).__init__).parameters
+    named = [name for name, each in taken.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    return [name for name in named if name not in ("self", *_RESERVED_ARGUMENTS)]
+
+
 def _create(library: Any, config: ModelConfig, num_classes: int, hub: bool) -> Any:
     of_timm = config.backbone.startswith(TIMM)
     weights = ("imagenet" if not of_timm else True) if hub else None
@@ -149,8 +174,10 @@ def _create(library: Any, config: ModelConfig, num_classes: int, hub: bool) -> A
             )
     except Exception as error:  # the library, timm, torch, the hub client: each raises its own kinds
         remedy = "give a file as model.weights=PATH" if hub else "take another model.backbone, or model.arguments"
+        own = _own_arguments(library, config)
+        near = next((hint(name, own) for name in config.arguments if name not in own), "")
         raise UserError(
-            f"model.architecture={config.architecture} around {config.backbone}: {one_line(error)}; {remedy}"
+            f"model.architecture={config.architecture} around {config.backbone}: {one_line(error)}{near}; {remedy}"
         ) from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.voc import CLASSES
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.files import written_aside
 
 # comp5: trained on VOC alone; comp6: with anything else, such as weights from ImageNet.
@@ -60,7 +60,9 @@ def check(archive: Path, sizes: Mapping[str, tuple[int, int]], competition: str)
             found.add(id)
     missing = sorted(set(sizes) - found)
     if missing:
-        raise UserError(f"{archive}: {len(missing)} images are missing, the first is {missing[0]}; predict them all")
+        raise UserError(
+            f"{archive}: {counted(len(missing), 'image')} missing, the first is {missing[0]}; predict them all"
+        )
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:

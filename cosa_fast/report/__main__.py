@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.errors import UserError
+from cosa_fast.files import require_place
 from cosa_fast.report.page import write_page
 from cosa_fast.report.reading import runs_in
 from cosa_fast.run.folder import RunFolder
@@ -30,8 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output is None and len(runs) > 1:
         names = f"{', '.join(map(str, runs[:8]))}{', ...' * (len(runs) > 8)}"
         raise UserError(f"several runs ({names}) make one page: say where to, for example -o comparison.html")
-    output = write_page(runs, arguments.output or RunFolder(runs[0]).report)
-    print(f"written: {output}")
+    output = arguments.output or RunFolder(runs[0]).report
+    if arguments.output is not None or runs[0].is_dir():
+        require_place(output, "-o")
+    print(f"written: {write_page(runs, output)}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cosa_fast
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.evaluation.exporting import FILES, OUTPUTS, Agreement, Format, facts
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks
 from cosa_fast.files import read_json
@@ -33,6 +33,7 @@ def card(networks: Networks, name: str, format: Format, run: RunFolder, agreemen
         loader=PackageLoader("cosa_fast.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("card.md").render(
+        counted=counted,
         title=f"{'CoSA-MS' if model.standalone else 'CoSA'}, {model.backbone}, {Path(data.root).name}",
         network=_network(networks, name),
         standalone=model.standalone,

@@ -6,25 +6,29 @@ from typing import Literal
 
 import torch
 
-from cosa_fast.config.schema import Config
+from cosa_fast.config.schema import Config, DataConfig
 from cosa_fast.data_pipeline.batch import Batch
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import Say
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.pseudo_labels import PseudoLabelled
 from cosa_fast.data_pipeline.datasets.subset import hold_out, masked_part
+from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.evaluation_stream import Loading
 from cosa_fast.data_pipeline.torch_pipeline import TorchPipeline
-from cosa_fast.errors import UserError, first_line, hint
+from cosa_fast.errors import UserError, counted, first_line, hint
 
 Pipeline = Literal["dali", "torch"]
 
 
 def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation set, of the same classes. Without data.val_split the latter is a part of the
-    training split that is held out. say: is told how the labels were understood, and what is evaluated.
+    training split that is held out. say: is told how the labels were understood, and what is evaluated. The images of
+    format "synthetic" are generated unless they are there.
     """
     data, say = config.data, say or (lambda text: None)
+    if data.format == "synthetic":
+        _generate(data.root)
     whole = open_dataset(
         data.format, data.root, data.train_split, labels=data.labels, classes=data.classes, pack=data.pack, say=say
     )
@@ -49,6 +53,15 @@ def open_datasets(config: Config, say: Say | None = None) -> tuple[ImageDataset,
     return training_set, validation_set
 
 
+def _generate(root: str) -> None:
+    """Generated images in data.root; not in that of VOC, where they would later be taken for VOC."""
+    if root == DataConfig.root:
+        raise UserError(
+            f"data.root = {root} is that of VOC; name a folder to generate images into: data.root=data/demo"
+        )
+    generate_missing(root)
+
+
 def _pseudo_labelled(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
     """The training images with the masks of data.pseudo_labels, all of them checked, which is said."""
     place, architecture = config.data.pseudo_labels, config.model.architecture
@@ -65,7 +78,7 @@ def _pseudo_labelled(config: Config, dataset: ImageDataset, say: Say) -> ImageDa
     labelled = PseudoLabelled(dataset, Path(place).expanduser(), config.data.train_split)
     for note in labelled.check_masks(threads=config.data.workers):
         say(f"{place}: {note}")
-    say(f"{config.data.train_split}: pseudo-labels of {len(labelled)} images from {place}")
+    say(f"{config.data.train_split}: pseudo-labels of {counted(len(labelled), 'image')} from {place}")
     return labelled
 
 
@@ -95,7 +108,7 @@ def _evaluated(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
     that cannot be used, that cannot be the truth, or that are there but belong to no image.
     """
     part = masked_part(dataset)
-    which = config.data.val_split or f"held out of the training ({len(dataset)} images, by hash of the name)"
+    which = config.data.val_split or f"held out of the training ({counted(len(dataset), 'image')}, by hash of the name)"
     if not part.has_masks and dataset.masks_absent:
         raise UserError(dataset.masks_absent)
     for note in part.check_masks(threads=config.data.workers):
@@ -103,12 +116,12 @@ def _evaluated(config: Config, dataset: ImageDataset, say: Say) -> ImageDataset:
     if not part.has_masks:
         say(
             f"{which}: no masks, so no mIoU; image AP, agreement of CAM and segmentation, and pictures of "
-            f"{len(part)} images; the best checkpoint is the last"
+            f"{counted(len(part), 'image')}; the best checkpoint is the last"
         )
     elif len(part) < len(dataset):
         say(f"{which}: masks of {len(part)} of {len(dataset)} images; only these are evaluated")
     else:
-        say(f"{which}: {len(part)} images with masks")
+        say(f"{which}: {counted(len(part), 'image')} with masks")
     return part
 
 

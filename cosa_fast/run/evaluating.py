@@ -36,8 +36,18 @@ HEADLINE = {
     "image_ap": "image AP",
 }
 THRESHOLDS = {"cam_threshold_loss": "at ξ", "cam_aux_threshold_loss": "CAM† at ξ†"}
-# The rest of the configuration shaped the weights; changing it for an evaluation would change nothing, silently.
-SECTIONS = ("data", "teacher", "eval", "run")
+# The settings that a prediction, or an evaluation, uses. To change others, which belong to the training, would change
+# nothing, silently.
+PREDICTION = (
+    *("data.root", "data.format", "data.labels", "data.classes", "data.mean", "data.std", "data.workers"),
+    *("teacher.scales", "teacher.flip", "teacher.aux_scales", "eval.scales", "eval.flip"),
+    *("run.device", "run.precision", "run.threads"),
+)
+EVALUATION = (
+    *PREDICTION,
+    *("data.val_split", "data.train_split", "data.crop_size", "data.pipeline", "data.prefetch"),
+    *("eval.protocol", "eval.classes", "eval.coexistence", "eval.cam_step", "eval.limit", "eval.batch_size"),
+)
 
 
 def headline(summary: Mapping[str, float]) -> str:
@@ -140,17 +150,20 @@ def thresholds_of(engine: TrainingEngine) -> Thresholds:
     return float(xi), float(xi_aux)
 
 
-def configure(networks: Networks, overrides: Sequence[str], where: str) -> Config:
-    """The checkpoint's configuration with overrides of what an evaluation uses; UserError for other sections."""
+def configure(networks: Networks, overrides: Sequence[str], where: str, used: Sequence[str] = EVALUATION) -> Config:
+    """The checkpoint's configuration with overrides of the settings that are `used`; UserError for others. Those of the
+    model say what an imported file is."""
+    known = {f"{section}.{key}" for section, values in config_to_dict(networks.config).items() for key in values}
+    for override in overrides:
+        key = ".".join(override.partition("=")[0].split(".")[:2])
+        tells = networks.imported is not None and key.startswith("model.")
+        if key in known.difference(used) and not tells:
+            raise UserError(
+                f"override '{override}': {key} belongs to the training of {where} and has no effect here; what has: "
+                f"{', '.join(used)}"
+            )
     if networks.imported is not None:
         return networks.config  # in which the overrides are
-    for override in overrides:
-        section = override.partition("=")[0].partition(".")[0]
-        if section in {"model", "threshold", "loss", "optim"}:
-            raise UserError(
-                f"override '{override}': {section} belongs to the training of {where}; "
-                f"an evaluation can change {', '.join(SECTIONS)}"
-            )
     return config_from_dict(config_to_dict(networks.config), overrides, where=where)
 
 

@@ -11,6 +11,7 @@ from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import compute_type
 from cosa_fast.engine.base import EngineBase, TrainingEngine
 from cosa_fast.engine.compiling import compiles
+from cosa_fast.errors import counted
 from cosa_fast.kernels.launch.runtime import use_triton
 from cosa_fast.run.folder import RunFolder
 
@@ -78,9 +79,9 @@ def _data(config: Config, training_set: ImageDataset, validation_set: ImageDatas
     if config.model.standalone:
         learned = f"pseudo-labels from {data.pseudo_labels}"
     return (
-        f"{data.format} {data.root}: {len(training_set)} images to train on ({learned}), "
+        f"{data.format} {data.root}: {counted(len(training_set), 'image')} to train on ({learned}), "
         f"{evaluated}{of} to evaluate ({masks}); "
-        f"{len(training_set.classes)} classes: {_first(training_set.classes)}"
+        f"{counted(len(training_set.classes), 'class', 'es')}: {_first(training_set.classes)}"
     )
 
 
@@ -103,7 +104,7 @@ def _device(engine: TrainingEngine) -> str:
     if device.type == "cuda":
         parts = [torch.cuda.get_device_name(device)]
     else:
-        parts = [f"cpu ({_number(torch.get_num_threads(), 'thread')})"]
+        parts = [f"cpu ({counted(torch.get_num_threads(), 'thread')})"]
     if ranks.size > 1:
         parts.append(f"one of {ranks.size} processes")
     parts.append({torch.bfloat16: "bf16", torch.float32: "fp32"}[compute_type(config.precision, device)])
@@ -130,8 +131,8 @@ def _attention(engine: EngineBase) -> list[str]:
 def _workers(config: Config, pipeline: str) -> str:
     count = config.data.workers
     if pipeline == "dali":
-        return _number(max(1, count), "thread")
-    return _number(count, "worker process", "es") if count else "no worker processes"
+        return counted(max(1, count), "thread")
+    return counted(count, "worker process", "es") if count else "no worker processes"
 
 
 def _recipe(config: Config, images: int) -> str:
@@ -144,7 +145,7 @@ def _recipe(config: Config, images: int) -> str:
         "band": f"thresholds {threshold.band[0]:g} to {threshold.band[1]:g}",
     }[threshold.mode]
     schedule = (
-        f"{_number(optim.iterations, 'iteration')} of {_number(optim.batch_size, 'image')} ({passes:.3g} passes), crop "
+        f"{counted(optim.iterations, 'iteration')} of {counted(optim.batch_size, 'image')} ({passes:.3g} passes), crop "
         f"{config.data.crop_size}"
     )
     rate = f"lr {optim.lr:g} (heads ×{optim.head_multiplier:g}), warm-up {optim.warmup}"
@@ -160,7 +161,3 @@ def _recipe(config: Config, images: int) -> str:
         f"{schedule}, {cotraining}; {rate}; AN: momentum {teacher.momentum:g}, scales "
         f"{scales}{' with mirror' * teacher.flip}; {thresholds}; {rest}"
     )
-
-
-def _number(count: int, what: str, plural: str = "s") -> str:
-    return f"{count} {what}{plural * (count != 1)}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 from cosa_fast.files import write_text
 from cosa_fast.run.folder import RunFolder
 
@@ -67,7 +67,7 @@ class StepProfiler:
         table = profiled.key_averages().table(sort_by=own_time, row_limit=ROWS, max_name_column_width=80)
         write_text(top, table + "\n")
         count = min(self._steps, self._last) - SKIPPED - 1
-        self._say(f"profile of {count} iterations: {top}, and {trace} for ui.perfetto.dev")
+        self._say(f"profile of {counted(count, 'iteration')}: {top}, and {trace} for ui.perfetto.dev")
 
 
 def _activities() -> list[ProfilerActivity]:

@@ -57,6 +57,10 @@ def find_start(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[
     UserError if the file cannot be read, if no checkpoint of the run is whole, or if the run that goes on would be
     replaced.
     """
+    if resume == "auto" and overwrite:
+        raise UserError(
+            "--resume auto with --overwrite: one goes on with the run, the other replaces it; leave one out"
+        )
     if resume == "auto":
         return _newest(folder)
     if resume is None:

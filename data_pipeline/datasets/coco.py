@@ -20,7 +20,7 @@ from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import MaskFiles, find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack
 from cosa_fast.data_pipeline.datasets.shapes import check_annotation, covers_nothing, rasterise
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, counted, first_line
 from cosa_fast.files import read_json
 
 MASKS = "SegmentationClass"
@@ -59,8 +59,8 @@ class CocoDataset(ImageDataset):
         if problems:
             count = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{self._instances.path}: {problems[0]}{count}; mend the file")
-        what = f"{len(empty)} annotations have no shape, or a polygon of fewer than three points, which is not drawn"
-        return [f"{what}; the first is {empty[0]}"[:300]] if empty else []
+        what = "without a shape, or with a polygon of fewer than three points, which is not drawn"
+        return [f"{counted(len(empty), 'annotation')} {what}; the first is {empty[0]}"[:300]] if empty else []
 
     def _mask_name(self, index: int) -> str:
         return f"{self._instances.path}, image {self._instances.image_ids[index]}"

@@ -11,7 +11,7 @@ from PIL import Image
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened
 from cosa_fast.data_pipeline.datasets.labels import spelt_as
 from cosa_fast.data_pipeline.datasets.masks import IGNORE_INDEX, mask_type, read_mask, voc_palette
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import read_lines
 
 COLOURS_NAME = "colours.txt"
@@ -52,7 +52,7 @@ def write_indices(
             shutil.move(new, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another place") from None
-    say(f"{folder}: {len(files)} masks as indices; as they were: {kept}")
+    say(f"{folder}: {counted(len(files), 'mask')} as indices; as they were: {kept}")
 
 
 def colours_of(root: Path, classes: Sequence[str]) -> dict[Colour, int]:
@@ -98,8 +98,8 @@ def _indices(path: Path, colours: Mapping[Colour, int], classes: Sequence[str]) 
     for triple, count in zip(triples, np.bincount(places.ravel()).tolist(), strict=True):
         if triple not in colours:
             raise UserError(
-                f"{path}: the colour {triple} ({count} pixels) is that of no class; name the classes' colours in "
-                f"{COLOURS_NAME}, one a line: NAME RED GREEN BLUE"
+                f"{path}: the colour {triple} ({counted(count, 'pixel')}) is that of no class; name the classes' "
+                f"colours in {COLOURS_NAME}, one a line: NAME RED GREEN BLUE"
             )
     chosen = np.array([colours[triple] for triple in triples])[places.reshape(code.shape)]
     return _as_image(chosen, classes)

@@ -16,7 +16,7 @@ from PIL import Image
 from cosa_fast.data_pipeline.datasets.layout import file_names
 from cosa_fast.data_pipeline.datasets.masks import voc_palette
 from cosa_fast.data_pipeline.datasets.voc import IMAGES, LISTS, MASKS, build_train_aug, devkit
-from cosa_fast.errors import UserError, first_line
+from cosa_fast.errors import UserError, counted, first_line
 
 # Bytes on the disk when all is done, archive and its content together.
 VOC_BYTES = 4_200_000_000
@@ -38,7 +38,7 @@ def download_voc(root: Path, say: Callable[[str], None]) -> Path:
     _require_room(root, VOC_BYTES, "VOC2012")
     _downloaded(root, lambda: VOCSegmentation(str(root), year="2012", image_set="train", download=True))
     there = devkit(root)
-    say(f"{there}: {len(file_names(there / IMAGES))} images")
+    say(f"{there}: {counted(len(file_names(there / IMAGES)), 'image')}")
     return there
 
 
@@ -57,7 +57,7 @@ def download_sbd(root: Path, say: Callable[[str], None]) -> Path:
     folder = root / "SBD"
     dataset = _open_sbd(folder)
     masks = _augmented(there, dataset, say)
-    say(f"{masks}: {len(file_names(masks))} masks")
+    say(f"{masks}: {counted(len(file_names(masks)), 'mask')}")
     if not (there / LISTS / "train_aug.txt").is_file():
         say(f"{build_train_aug(there)}: written")
     return there

@@ -3,8 +3,9 @@
 ROOT/images/SPLIT/, ROOT/SPLIT/, ROOT/images/ or ROOT itself holds the images, or folders of them; an image's id is its
 path from there, without suffix. ROOT/SPLIT.txt, if there is one, lists the split's ids (file names, with or without
 suffix). ROOT/labels.json, .csv or .tsv gives the image labels; without such a file the folder that an image lies in
-(cat/xxx.jpg) is its class. ROOT/masks/ID.png, or masks/SPLIT/ID.png, where there is one, is the ground truth. A split
-without a list and without a folder of its own is all images, unless the folder knows other splits.
+(cat/xxx.jpg) is its class. ROOT/masks/ID.png, or masks/SPLIT/ID.png, where there is one, is the ground truth. Splits
+are what lists or folders are named after, and `all` every image, where these do not lie in folders of splits. Without
+any list or such folder train and val are every image, too.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,13 @@ from cosa_fast.data_pipeline.datasets.labels import ImageNames, Labels, class_na
 from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import nearest, read_lines
 
 LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
+ALL = "all"
+# Without lists, and without folders of splits, each is all images.
+_WITHOUT_LISTS = ("train", "val")
 _RESTORE = "restore them or take them off the list"
 _NOT_LISTS = (
     "classes",
@@ -53,6 +57,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if _in_folders(images) else None,
         masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
         everything=everything,
+        notes=() if split == "train" or _is_named(root, split) else (f"all {counted(len(images), 'image')} of {root}",),
     )
 
 
@@ -62,8 +67,8 @@ def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
     """
     folder = _folder_of(root, split)
     listing = root / f"{split}.txt"
-    if not listing.is_file() and folder.name != split:
-        _refuse_misspelt(root, split)
+    if not _is_named(root, split):
+        _require_known(root, split)
     found: dict[str, Path] = {}
     source = folder if pack is None else pack.path
     names = (
@@ -154,12 +159,20 @@ def _listed(listing: Path, source: Path, found: dict[str, Path], remedy: str) ->
     return {id: found[id] for id in ids if id is not None}
 
 
-def _refuse_misspelt(root: Path, split: str) -> None:
-    """UserError where other splits have a list or a folder: one without is a slip, and taking all images for it would
-    train on the test set.
+def _is_named(root: Path, split: str) -> bool:
+    """Whether a list or a folder is named after the split."""
+    return (root / f"{split}.txt").is_file() or _folder_of(root, split) in (root / "images" / split, root / split)
+
+
+def _require_known(root: Path, split: str) -> None:
+    """UserError for a split without list and folder, unless it stands for all images: a slip that did would train on
+    the test set.
     """
-    known = sorted({*_split_folders(root), *(p.stem for p in root.glob("*.txt") if p.stem.lower() not in _NOT_LISTS)})
-    if known:
-        raise UserError(
-            f"{root}: no split {split!r}{hint(split, known)}; there are {', '.join(known)}; add {root}/{split}.txt"
-        )
+    folders = _split_folders(root)
+    lists = [path.stem for path in root.glob("*.txt") if path.stem.lower() not in _NOT_LISTS]
+    named = sorted({*folders, *lists})
+    if split in (*([] if folders else [ALL]), *([] if named else _WITHOUT_LISTS)):
+        return
+    known = named or _WITHOUT_LISTS
+    there = f"{', '.join(known)}{'' if folders else f', and {ALL} for all images'}"
+    raise UserError(f"{root}: no split {split!r}{hint(split, known)}; there are {there}; add {root}/{split}.txt")

@@ -8,7 +8,7 @@ from typing import Any
 
 from cosa_fast.data_pipeline.datasets.labels import Labels
 from cosa_fast.data_pipeline.datasets.shapes import shape_of
-from cosa_fast.errors import UserError, first_line, hint
+from cosa_fast.errors import UserError, counted, first_line, hint
 from cosa_fast.files import nearest, read_json
 
 # The two divisions of the same images that COCO has published; a folder has one or the other.
@@ -83,7 +83,7 @@ def read_instances(path: Path) -> Instances:
         raise UserError(f"{path}: two of its images have the name {twice}; rename one of them")
     notes = (
         f"{len(listed) - len(images)} of {len(listed)} images have no annotation and are left out",
-        f"the annotations of {astray} images that {path.name} does not list are left out",
+        f"the annotations of {counted(astray, 'image')} that {path.name} does not list are left out",
     )
     said = tuple(note for note, count in zip(notes, (len(listed) - len(images), astray), strict=True) if count)
     return Instances(path, ids, [image["id"] for image in images], files, categories, labels, shapes, said)

@@ -19,7 +19,7 @@ import numpy as np
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
 from cosa_fast.data_pipeline.datasets.onehot_npy import read_onehot
 from cosa_fast.data_pipeline.datasets.tables import Entry, read_rows, read_table, split_names
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import read_lines, read_text, write_text
 
 Labels = dict[str, tuple[str, ...]]
@@ -216,8 +216,8 @@ def describe_classes(table: LabelTable, classes: Sequence[str], limit: int = 12)
     absent = sum(count == 0 for count in counts)
     empty = int((table.labelled & (table.present.sum(1) == 0)).sum())
     text = ", ".join(shown) + (f", and {more} more" if more else "")
-    text += f"; {absent} classes on no image" if absent else ""
-    return text + (f"; {empty} images with none of the classes" if empty else "")
+    text += f"; {counted(absent, 'class', 'es')} on no image" if absent else ""
+    return text + (f"; {counted(empty, 'image')} with none of the classes" if empty else "")
 
 
 class _Spelling:
@@ -258,8 +258,8 @@ class _Spelling:
             near = get_close_matches(name.lower(), [other.lower() for other in others], n=1, cutoff=0.8)
             if near and count <= 3:
                 notes.append(
-                    f"warning: the class {name!r} ({count} images) looks like {near[0]!r}; correct it if it is a slip, "
-                    "or name all classes in classes.txt"
+                    f"warning: the class {name!r} ({counted(count, 'image')}) looks like {near[0]!r}; correct it if "
+                    "it is a slip, or name all classes in classes.txt"
                 )
         return notes
 
@@ -311,10 +311,10 @@ def _gather(path: Path, entries: Sequence[Entry], spelling: _Spelling, images: I
             f"{absent[0]!r}{images.nearest(absent[0])}"
         )
     if empty:
-        say(f"{path.name}: {empty} rows without a class; write none where that is meant")
+        say(f"{path.name}: {counted(empty, 'row')} without a class; write none where that is meant")
     several = sum(count > 1 for count in rows.values())
     if several:
-        say(f"{path.name}: {several} images have several rows, whose classes are joined")
+        say(f"{path.name}: {counted(several, 'image')} with several rows, whose classes are joined")
     return labels
 
 

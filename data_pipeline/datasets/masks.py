@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES, opened, raw_mode
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 
 IGNORE_INDEX = 255
 # The ignore index of masks whose classes leave no room for 255 in a byte; in their files it is 65535.
@@ -114,7 +114,7 @@ def find_masks(
         return MaskFiles(None)
     return MaskFiles(
         None,
-        f"{strange[0].parent}: {len(strange)} files, first {strange[0].name}, but none is named after an "
+        f"{strange[0].parent}: {counted(len(strange), 'file')}, first {strange[0].name}, but none is named after an "
         f"image of the evaluation, first {ids[0]}; name masks ID.png, or move them away to train without",
     )
 
@@ -131,6 +131,9 @@ def require_sound(shown: Iterable[np.ndarray], where: str) -> None:
     images: Counter[int] = Counter(value for values in shown for value in values.tolist())
     if not images or any(value not in (0, IGNORE_INDEX, WIDE_IGNORE_INDEX) for value in images):
         return
+    if 0 not in images:
+        value = IGNORE_INDEX if IGNORE_INDEX in images else _IGNORED_IN_16_BITS
+        raise UserError(f"{where}: the masks hold {value} alone, which means: not known; give the right masks")
     if IGNORE_INDEX in images:
         raise UserError(
             f"{where}: the masks hold 0 and 255 alone, and 255 means: not known. If it marks the object, its index is "

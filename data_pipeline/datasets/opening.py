@@ -21,7 +21,7 @@ from cosa_fast.data_pipeline.datasets.layout import Layout, require_files
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command, require_packed
 from cosa_fast.data_pipeline.datasets.synthetic import find_synthetic
 from cosa_fast.data_pipeline.datasets.voc import find_voc
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 
 # (root, split, the names of data.classes, the pack) -> where things are.
 _FINDERS: dict[str, Callable[[Path, str, Sequence[str] | None, Pack | None], Layout]] = {
@@ -47,7 +47,7 @@ def open_dataset(
     """Open one split.
 
     format: "voc", the VOC2012 devkit folder or one above it; "coco", an instances file and its images; "folder",
-    images with a label file; "synthetic", the demo's images, generated into ROOT if it is empty.
+    images with a label file; "synthetic", the demo's images, as `synthetic.py` generates them.
     labels: a label file (see `labels.py`) in place of the format's own. classes: the foreground names in place of the
     format's own. need_labels: every image must have an image label; otherwise labels are attached where there are some.
     pack: the split's images in one file (see `packed.py`); the image files themselves need not be there then.
@@ -78,7 +78,7 @@ def open_dataset(
     if need_labels:
         require_labels(table, layout.ids, source)
         if say is not None:
-            say(f"{split}: {len(layout.ids)} images, labels from {source}: {describe_classes(table, names)}")
+            say(f"{split}: {counted(len(layout.ids), 'image')}, labels from {source}: {describe_classes(table, names)}")
     dataset = layout.dataset(names, layout.ids, layout.images, table, layout.masks.files)
     dataset.masks_absent = layout.masks.absent
     dataset.label_source = source

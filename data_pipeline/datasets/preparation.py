@@ -23,6 +23,7 @@ from cosa_fast.data_pipeline.datasets.masks import ignore_index, require_usable,
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
 from cosa_fast.data_pipeline.datasets.subset import masked_part
+from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.datasets.voc import (
     LISTS,
     MASKS,
@@ -31,8 +32,8 @@ from cosa_fast.data_pipeline.datasets.voc import (
     devkit,
     read_annotations,
 )
-from cosa_fast.errors import UserError
-from cosa_fast.files import write_text
+from cosa_fast.errors import UserError, counted
+from cosa_fast.files import require_place, write_text
 
 Size = tuple[int, int]
 SOURCES = ("masks", "xml", "npy", "coco")
@@ -58,23 +59,24 @@ def prepare(
     A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's, and so is a folder for each
     class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written
     where only the labels name the classes.
-    source: one of SOURCES; None takes what is there. given: a label file to take the labels from, unless `source` is
-    something else. output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
+    source: one of SOURCES; None takes what is there. given: a label file to take the labels from. output: the label
+    file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
     workers: threads that decode. say: is told how labels were understood, counts, what was written and how to train.
     UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
     written or holds other labels; or bad images, each named on stderr before.
     """
     root = devkit(root) if format == "voc" else root
-    if workers < 0:
-        raise UserError(f"--workers is {workers}; wanted 0 or more")
-    if packed is not None and packed.suffix != ".tar":
-        raise UserError(f"--pack {packed}: a pack is a tar; choose a name that ends in .tar")
+    if format == "synthetic":
+        generate_missing(root)
     if make_list:
-        if (format, split) != ("voc", "train_aug"):
-            raise UserError(f"--make-list: makes the list train_aug of the format voc, not {split} of {format}")
         say(f"{build_train_aug(root)}: written")
     own = None if source or given or output else users_labels(format, root, split)
+    output = output or root / "labels.json"
+    if own is None:
+        require_place(output, "-o")
+    if packed is not None:
+        require_place(packed, "--pack")
     dataset = open_dataset(format, root, split, need_labels=own is not None, labels=given, say=say)
     if own is not None:
         labels, sizes = check_labels(dataset, workers, say)
@@ -82,10 +84,9 @@ def prepare(
         say(f"{own}: your labels, left as they are")
     else:
         labels, sizes = collect_labels(format, root, split, dataset, source, given, workers)
-        output = output or root / "labels.json"
         kept = write_merged(output, labels)
         say(count_labels(dataset.classes, labels))
-        say(f"{output}: {len(labels)} images of {split}" + (f", {kept} others kept" if kept else ""))
+        say(f"{output}: {counted(len(labels), 'image')} of {split}" + (f", {kept} others kept" if kept else ""))
     if dataset.masks_absent:
         say(f"warning: {dataset.masks_absent}")
     if format == "folder":
@@ -117,8 +118,6 @@ def collect_labels(
     """The labels of every image of the split, and the images' (width, height); all have been decoded by then. Arguments
     and UserErrors as in `prepare`.
     """
-    if source not in (None, "npy"):
-        given = None
     source = str(given) if given is not None else source or find_source(format, root, dataset)
     labels, sizes = inspect(dataset, range(len(dataset)) if source == "masks" else (), workers=workers)
     if given is not None:
@@ -184,7 +183,7 @@ def write_classes(path: Path, classes: Sequence[str], say: Callable[[str], None]
     if path.is_file():
         return
     write_text(path, "\n".join(classes) + "\n")
-    say(f"{path}: {len(classes)} class names; from now on a label that is not among them is refused")
+    say(f"{path}: {counted(len(classes), 'class name')}; from now on a label that is not among them is refused")
 
 
 def describe_sizes(sizes: Sequence[Size]) -> str:
@@ -273,8 +272,8 @@ def write_merged(output: Path, labels: Labels) -> int:
     if differing:
         id = differing[0]
         raise UserError(
-            f"{output}: holds other labels of {len(differing)} images, first {id}: {_listing(others[id])} there, "
-            f"{_listing(labels[id])} now; it is left as it is: remove it, or write another file with -o FILE"
+            f"{output}: holds other labels of {counted(len(differing), 'image')}, first {id}: {_listing(others[id])} "
+            f"there, {_listing(labels[id])} now; it is left as it is: remove it, or write another file with -o FILE"
         )
     kept = {id: names for id, names in others.items() if id not in labels}
     write_labels(output, {**kept, **labels})
@@ -287,8 +286,8 @@ def count_labels(classes: tuple[str, ...], labels: Labels) -> str:
     width = max(len(name) for name in classes)
     lines = [f"{name:<{width}}  {counts[name]:>7}" for name in classes]
     empty = sum(not names for names in labels.values())
-    lines.append(f"{len(labels)} images, {counts.total()} labels, {empty} images with none of the classes")
-    return "\n".join(lines)
+    totals = f"{counted(len(labels), 'image')}, {counted(counts.total(), 'label')}, {counted(empty, 'image')}"
+    return "\n".join([*lines, f"{totals} with none of the classes"])
 
 
 def pack(dataset: ImageDataset, split: str, path: Path) -> str:
@@ -298,7 +297,7 @@ def pack(dataset: ImageDataset, split: str, path: Path) -> str:
     require_unique(dataset.ids, split)
     names = (f"{id}{dataset.image_path(index).suffix}" for index, id in enumerate(dataset.ids))
     size = write_pack(path, ((name, dataset.encoded(index)) for index, name in enumerate(names)))
-    return f"{path}: {len(dataset)} images of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
+    return f"{path}: {counted(len(dataset), 'image')} of {split}, {size / 2**20:.1f} MiB; train with data.pack={path}"
 
 
 def _listing(names: Sequence[str]) -> str:

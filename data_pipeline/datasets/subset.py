@@ -10,7 +10,7 @@ from PIL import Image
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.labels import LabelTable, Say
 from cosa_fast.data_pipeline.datasets.packed import Pack
-from cosa_fast.errors import UserError
+from cosa_fast.errors import UserError, counted
 
 HELD_OUT = 0.1
 
@@ -77,7 +77,8 @@ def hold_out(dataset: ImageDataset, share: float = HELD_OUT, say: Say | None = N
     kept = _needed(dataset, held, order) if len(held) > 1 else {}
     if kept and say is not None:
         names = ", ".join(f"{id} ({', '.join(classes)})" for id, classes in list(kept.items())[:3])
-        say(f"{len(kept)} images stay in the training, as the only ones of a class: {names}{', ...' * (len(kept) > 3)}")
+        names += ", ..." * (len(kept) > 3)
+        say(f"{counted(len(kept), 'image')} kept in the training, the only ones of a class: {names}")
     held -= kept.keys()
     positions = range(len(dataset))
     return (

@@ -27,13 +27,21 @@ _PALETTE = (0, 0, 0, 220, 40, 40, 240, 200, 40, 200, 60, 200, 40, 180, 220, 60, 
 
 
 def find_synthetic(root: Path, split: str, classes: Sequence[str] | None, pack: Pack | None) -> Layout:
-    """Where the things of a split are; the default set is generated first unless a set of this version is there.
-    UserErrors as in `generate` and `find_voc`.
+    """Where the things of a split are. UserErrors as in `find_voc`, and unless a set of this version is there: whoever
+    looks at a network is not to write hundreds of images on the way.
     """
-    parameters = _read_marker(root)
-    if parameters is None or parameters.get("version") != _VERSION:
-        generate(root)
+    if not _is_there(root):
+        raise UserError(
+            f"{root}: no generated images of this version there; they are made by a training, and by: "
+            f"python -m cosa_fast.prepare synthetic --root {root} --split train"
+        )
     return find_voc(root, split, classes, pack)
+
+
+def generate_missing(root: str | Path) -> None:
+    """Generate the default set unless a set of this version is there. UserErrors as in `generate`."""
+    if not _is_there(Path(root).expanduser()):
+        generate(Path(root).expanduser())
 
 
 def generate(root: str | Path, *, train: int = TRAIN, val: int = VAL, size: int = SIZE, seed: int = SEED) -> None:
@@ -94,6 +102,11 @@ def _replace(root: Path, scratch: Path, parameters: dict[str, int]) -> None:
     if root.exists():
         root.rename(scratch / "old")
     (scratch / "new").rename(root)
+
+
+def _is_there(root: Path) -> bool:
+    parameters = _read_marker(root)
+    return parameters is not None and parameters.get("version") == _VERSION
 
 
 def _read_marker(root: Path) -> dict[str, int] | None:

@@ -13,7 +13,7 @@ from cosa_fast.data_pipeline.datasets.labels import Labels, class_names, spelt_a
 from cosa_fast.data_pipeline.datasets.layout import Layout, file_names
 from cosa_fast.data_pipeline.datasets.masks import MaskFiles, find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack
-from cosa_fast.errors import UserError, hint
+from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import nearest, read_lines, write_text
 
 CLASSES = (
@@ -153,8 +153,8 @@ def build_train_aug(root: Path, count: int | None = None) -> Path:
     ids = sorted({_stem(name) for name in file_names(masks) if name.lower().endswith(".png")} - held)
     if len(ids) != wanted:
         raise UserError(
-            f"{masks}: {len(ids)} masks besides those of {val.name}, but train_aug has {wanted} images; restore the "
-            "masks, or the list"
+            f"{masks}: {counted(len(ids), 'mask')} besides those of {val.name}, but train_aug has {wanted} images; "
+            "restore the masks, or the list"
         )
     write_text(path, "\n".join(ids) + "\n")
     return path

@@ -111,10 +111,12 @@ def test_without_a_gpu_the_kernels_resources_and_limits_are_told(opened: Opened)
             ["--provider=ours", "--windws", "3"],
             "unknown option --windws (did you mean '--windows'?)",
         ),
+        (throughput.main, ["--attention", "--losses-only"], "--attention and --losses-only contradict each other; "),
+        (kernels.main, ["--no-chart"], "--no-chart: has no effect without --out; add that, "),
         (data.main, ["--stages", "decodng"], "--stages: 'decodng' is none of "),
         (data.main, ["--images", "many"], "--images: 'many' is no whole number; all options"),
         *(
-            (door, ["--out", "/dev/null/x.json"], "--out /dev/null/x.json: no folder can be made there (")
+            (door, ["--out", "/dev/null/x.json"], "--out /dev/null/x.json: cannot be written (/dev/null is a file)")
             for door in (throughput.main, data.main, memory.main, kernels.main, precision.main)
         ),
     ],

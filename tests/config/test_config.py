@@ -256,3 +256,25 @@ def test_on_and_off_mean_themselves_though_yaml_reads_booleans(tmp_path: Path) -
     assert load_config(file).run.compile == "off"
     assert "run.capture = 'on' must be one of auto, off" in message("run.capture=on")
     assert "must be one of" in message("run.engine=on")
+
+
+def test_a_mapping_is_replaced_as_a_whole_and_an_entry_of_it_alone(tmp_path: Path) -> None:
+    assert load_config("demo.yaml").model.arguments["depth"] == 4
+    assert load_config("demo.yaml", ["model.arguments={}"]).model.arguments == {}
+    assert load_config("demo.yaml", ["model.arguments={depth: 2}"]).model.arguments == {"depth": 2}
+    model = load_config("demo.yaml", ["model={arguments: {}}"]).model
+    assert (model.arguments, model.backbone) == ({}, "vit_tiny_patch16_224"), "of a section the rest stays"
+    changed = load_config("demo.yaml", ["model.arguments.depth=2", "model.arguments.mlp={ratio: 3}"]).model.arguments
+    assert changed == {**load_config("demo.yaml").model.arguments, "depth": 2, "mlp": {"ratio": 3}}
+    (tmp_path / "mine.yaml").write_text("base: demo.yaml\nmodel: {arguments: {}}\n")
+    assert load_config(tmp_path / "mine.yaml").model.arguments == {}
+
+
+@pytest.mark.parametrize("text", ["", "# data:\n#   root: x\n", "{}\n", "---\n"])
+def test_an_empty_file_is_no_configuration(text: str, tmp_path: Path) -> None:
+    """It would train on VOC, as the defaults have it."""
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nrun: {name: other}\n")
+    for name in ("mine.yaml", "other.yaml"):
+        with pytest.raises(UserError, match=r"mine\.yaml: is empty; begin it with base: voc\.yaml"):
+            load_config(tmp_path / name)

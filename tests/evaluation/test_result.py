@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
 
+from cosa_fast.evaluation.comparison import comparison_legend
 from cosa_fast.evaluation.label_only import LabelResult
 from cosa_fast.evaluation.result import CamScore, EvalResult, Score, extent
 
@@ -76,3 +77,16 @@ def test_without_thresholds_the_truth_s_share_stands_alone() -> None:
     summary = result_of(CamScore(score(50.0), 0.3, None, None, None)).summary()
     assert {name for name in summary if "loss" in name or "share" in name} == {"foreground_share_true"}
     assert not any(math.isnan(value) for value in summary.values())
+
+
+def test_a_legend_explains_what_is_shown_and_each_word_once() -> None:
+    one, nowhere = score(50.0), (math.nan,)
+    cam = CamScore(one, 0.5, None, None, None)
+    shown = EvalResult(1, ("background",), (0,), one, one, cam, cam, None, None, 0.2, image_ap=nowhere)
+    assert "CAM: told them, too; CAM free: told nothing\n" in shown.legend()
+    assert not any(word in shown.legend() for word in ("CAM†", "ensemble", "at ξ", "image AP"))
+    alone = EvalResult(1, ("background", "cat"), (0, 1), one, one, None, None, None, None, 0.2, image_ap=(30.0,))
+    rows = [("a ON", shown.summary()), ("b", alone.summary())]
+    together = comparison_legend(rows, shown.words() | alone.words()).splitlines()
+    assert [line.partition(":")[0] for line in together] == ["ON", "free", "CAM", "best", "image AP, no classifier"]
+    assert "CAM free" not in "".join(together), "of which that table has no column"

@@ -139,6 +139,7 @@ def test_sides_that_are_no_multiple_of_the_patch_are_refused(name, patch):
     ("name", "arguments", "aux_layer", "message"),
     [
         ("vit_tiny_patch16_22", {}, -3, "did you mean 'vit_tiny_patch16_224'"),
+        ("vit_tinny", {}, -3, "no model 'vit_tinny' .did you mean 'vit_tiny_patch16_[0-9]*'"),
         ("vit_base_patch16_224.no_such_tag", {}, -3, "no model 'vit_base_patch16_224.no_such_tag'"),
         ("test_vit", {"dpeth": 2}, -3, "model.arguments: test_vit .* 'dpeth'"),
         ("resnet18", {"dpeth": 2}, -3, "model.arguments: resnet18 .* 'dpeth'"),

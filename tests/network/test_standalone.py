@@ -82,3 +82,21 @@ def test_without_the_library_its_installation_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(UserError, match=r"pip install .*\[ms\]"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "message"),
+    [
+        ("resnet18", "decoder_chanels", r"takes no such argument \(did you mean 'decoder_channels'\?\); it takes"),
+        (
+            "tu-test_resnet",
+            "decoder_chanels",
+            r"argument 'decoder_chanels' \(did you mean 'decoder_channels'\?\); take",
+        ),
+        ("resnet18", "classes", r"^model\.arguments\.classes: cosa_fast sets this one itself; remove it$"),
+    ],
+)
+def test_an_argument_that_nothing_takes_is_refused(backbone: str, name: str, message: str) -> None:
+    config = ModelConfig(architecture="DeepLabV3Plus", backbone=backbone, weights="none", arguments={name: 8})
+    with pytest.raises(UserError, match=message):
+        build_standalone(config, CLASSES)

@@ -40,7 +40,7 @@ def test_what_the_server_would_not_take_is_named(masks: dict[str, Path], tmp_pat
     pack(masks, archive, "comp6")
     with pytest.raises(UserError, match="does not belong there"):
         check(archive, SIZES, "comp5")
-    with pytest.raises(UserError, match="1 images are missing, the first is 2008_000099"):
+    with pytest.raises(UserError, match="1 image missing, the first is 2008_000099"):
         check(archive, {**SIZES, "2008_000099": (5, 5)}, "comp6")
     with pytest.raises(UserError, match="does not belong"):
         check(archive, {"2008_000006": (30, 20)}, "comp6")

@@ -51,7 +51,7 @@ def test_a_run_that_ends_first_leaves_what_there_is(
     make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = train(make_config("optim.iterations=5", "optim.cotrain_after=5"), profile=9).directory
-    assert "profile of 1 iterations" in capsys.readouterr().out
+    assert "profile of 1 iteration:" in capsys.readouterr().out
     assert (directory / "profile" / "trace.json").exists()
 
 

@@ -187,6 +187,13 @@ def test_a_run_of_which_one_checkpoint_is_left_is_refused_too(name: str, make_co
     assert path.read_bytes() == b"precious"
 
 
+def test_a_run_is_not_continued_and_replaced_at_once(make_config: MakeConfig) -> None:
+    config = make_config()
+    with pytest.raises(UserError, match=r"^--resume auto with --overwrite: .*; leave one out$"):
+        train(config, resume="auto", overwrite=True)
+    assert not RunFolder.of(config).path.exists()
+
+
 def test_overwriting_leaves_nothing_of_the_old_run(run: tuple[Path, Config], make_config: MakeConfig) -> None:
     config = make_config("run.name=whole", "optim.iterations=2", "optim.cotrain_after=2")
     directory = Path(config.run.output) / "whole"

@@ -67,6 +67,9 @@ def test_ms_yaml_leaves_what_every_run_leaves(
     assert np.array_equal(*masks)
     with pytest.raises(UserError, match="a DeepLabV3Plus has no CAM; take --what segmentation"):
         predict.main([str(folder.best), image, "--what", "cpl", "-o", str(tmp_path / "out")])
+    for door, options in ((evaluate, []), (export, []), (predict, [image, "-o", str(tmp_path / "out")])):
+        with pytest.raises(UserError, match=r"^--network on: has no effect, there is one network alone in "):
+            door.main([str(folder.best), *options, "--network", "on"])
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(make_standalone: MakeConfig, same: Callable[..., bool]) -> None:

@@ -177,7 +177,7 @@ def test_an_annotation_without_a_shape_is_counted_and_not_drawn(make: Any, nothi
     dataset, _ = opened(make(["x.jpg"], [(0, SQUARE), (0, keys)]))
     notes = dataset.check_masks()
     assert len(notes) == 1
-    assert notes[0].startswith("1 annotations have no shape, or a polygon of fewer than three points")
+    assert notes[0].startswith("1 annotation without a shape, or with a polygon of fewer than three points")
     assert notes[0].endswith("the first is annotation 1 of image 0")
     assert (dataset.mask(0) == 1).sum() == 36
 
@@ -220,7 +220,7 @@ def test_images_without_annotations_and_annotations_without_images_are_counted(m
     dataset, said = opened(make(["x.jpg", "y.jpg", "z.jpg"], [(1, SQUARE), (7, SQUARE)]))
     assert dataset.ids == ("y",)
     assert any("2 of 3 images have no annotation and are left out" in text for text in said)
-    assert any("the annotations of 1 images that instances_val.json does not list" in text for text in said)
+    assert any("the annotations of 1 image that instances_val.json does not list" in text for text in said)
 
 
 def test_a_file_without_annotations_is_refused(make: Any) -> None:

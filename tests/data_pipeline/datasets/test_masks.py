@@ -178,12 +178,19 @@ def test_held_out_masks_are_checked_and_others_are_not(folder: Path, tmp_path: P
         open_datasets(config_from_dict({"data": data}, where="here"))
 
 
-@pytest.mark.parametrize(("value", "message"), [(255, "hold 0 and 255 alone"), (0, "no mask has a pixel of any class")])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ((VALUES == 1) * 255, "hold 0 and 255 alone"),
+        (VALUES * 0, "no mask has a pixel of any class"),
+        (VALUES * 0 + 255, "the masks hold 255 alone, which means: not known; give"),
+    ],
+)
 def test_sets_without_foreground_are_refused(
-    folder: Path, start: Callable[[], list[str]], value: int, message: str
+    folder: Path, start: Callable[[], list[str]], mask: np.ndarray, message: str
 ) -> None:
     for id in "def":
-        Image.fromarray(np.where(VALUES == 1, value, 0).astype(np.uint8)).save(folder / "masks" / f"{id}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / "masks" / f"{id}.png")
     assert message in refusal(start)
     Image.fromarray(VALUES).save(folder / "masks/f.png")
     start()

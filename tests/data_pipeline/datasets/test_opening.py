@@ -178,6 +178,19 @@ def test_folder_takes_images_labels_and_classes_from_the_files(folder: Path) -> 
     assert open_dataset("folder", folder, "val").ids == ("b",)
 
 
+def test_all_is_every_image_of_a_folder(folder: Path) -> None:
+    """Beside lists, too; but not of folders that are splits, whose images would be taken for classes."""
+    everything = open_dataset("folder", folder, "train").ids
+    assert open_dataset("folder", folder, "all").ids == open_dataset("folder", folder, "val").ids == everything
+    assert open_dataset("folder", folder, "val").notes == (f"all {len(everything)} images of {folder}",)
+    (folder / "train.txt").write_text(f"{everything[0]}\n")
+    assert len(open_dataset("folder", folder, "train")) == 1
+    assert open_dataset("folder", folder, "all").ids == everything
+    assert "no split 'val'; there are train, and all for all images; add" in refusal("folder", folder, "val")
+    (folder / "images/test").mkdir()
+    assert "no split 'all'" in refusal("folder", folder, "all")
+
+
 def test_folder_refusals(folder: Path) -> None:
     (folder / "train.txt").write_text("a\nc\n")
     assert "1 of 2 listed images are missing" in refusal("folder", folder, "train")
@@ -185,6 +198,9 @@ def test_folder_refusals(folder: Path) -> None:
     (folder / "train.txt").write_text("")
     assert "no images" in refusal("folder", folder, "train")
     (folder / "train.txt").unlink()
+    assert "no split 'trian' (did you mean 'train'?); there are train, val, and all for all images; add" in refusal(
+        "folder", folder, "trian"
+    ), "nor without lists"
     TILE.save(folder / "images/a.jpg")
     assert "same id" in refusal("folder", folder, "train")
     (folder / "images/a.jpg").unlink()

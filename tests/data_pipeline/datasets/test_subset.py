@@ -59,7 +59,7 @@ def test_the_only_image_of_a_class_stays_in_the_training() -> None:
     assert f"image{first}" in kept
     assert len(kept) == 2, "one image of each class is enough"
     assert kept <= set(training.ids)
-    assert said == [text for text in said if text.startswith("2 images stay in the training, as the only ones")]
+    assert said == [text for text in said if text.startswith("2 images kept in the training, the only ones")]
     assert f"image{first} (lynx)" in said[0]
     trained = next(k for k in range(200) if k not in usual)
     assert set(hold_out(labelled(200, {first: "lynx", trained: "lynx"}))[1].ids) == {f"image{k}" for k in usual}

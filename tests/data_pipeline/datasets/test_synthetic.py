@@ -10,7 +10,7 @@ import pytest
 from cosa_fast.data_pipeline.datasets import synthetic
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.scene import CLASSES, paint
-from cosa_fast.data_pipeline.datasets.synthetic import MARKER, generate
+from cosa_fast.data_pipeline.datasets.synthetic import MARKER, generate, generate_missing
 from cosa_fast.errors import UserError
 
 
@@ -59,7 +59,7 @@ def test_same_parameters_are_kept_and_others_replace_the_set(tmp_path: Path) -> 
 def test_foreign_folders_are_never_written_into(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="something else"):
-        open_dataset("synthetic", tmp_path, "train")
+        generate_missing(tmp_path)
     with pytest.raises(UserError, match=r"mine\.txt"):
         generate(tmp_path / "mine.txt" / "set", train=1, val=1, size=32)
     assert (tmp_path / "mine.txt").read_text() == "precious"
@@ -67,7 +67,15 @@ def test_foreign_folders_are_never_written_into(tmp_path: Path) -> None:
         generate(tmp_path / "new", size=0)
 
 
-def test_a_set_of_another_version_is_replaced_when_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_generates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/set: no generated images .*prepare synthetic --root .*/set --split train$"):
+        open_dataset("synthetic", tmp_path / "set", "train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_of_another_version_is_replaced_only_where_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "set"
     generate(root, train=1, val=1, size=32)
     assert len(open_dataset("synthetic", root, "train")) == 1
@@ -75,4 +83,7 @@ def test_a_set_of_another_version_is_replaced_when_opened(tmp_path: Path, monkey
     (root / MARKER).write_text(json.dumps({**marker, "version": 0}))
     # The default set takes seconds to paint.
     monkeypatch.setattr(synthetic, "generate", partial(generate, train=3, val=1, size=32))
+    with pytest.raises(UserError, match="no generated images of this version"):
+        open_dataset("synthetic", root, "train")
+    generate_missing(root)
     assert len(open_dataset("synthetic", root, "train")) == 3

@@ -84,7 +84,7 @@ def test_forms_that_are_refused(text: str, message: str, tmp_path: Path) -> None
 def test_crosses_mark_classes_and_an_empty_row_is_no_label(tmp_path: Path) -> None:
     labels, said = read(tmp_path / "labels.csv", "name,cat,dog\na.jpg,x,X\nb.jpg,,x\nc.1.jpg,,\n")
     assert labels == {"a": BOTH, "b": DOG}
-    assert any("1 rows without a class" in text for text in said)
+    assert any("1 row without a class" in text for text in said)
 
 
 @pytest.mark.parametrize("name", ["labels.xlsx", "labels.txt", "labels"])
@@ -104,7 +104,7 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
 def test_an_empty_cell_is_no_label(cell: str, tmp_path: Path) -> None:
     labels, said = read(tmp_path / "labels.csv", f"file,label\na.jpg,cat\nb.jpg,{cell}\n")
     assert labels == {"a": CAT}
-    assert any("1 rows without a class" in text for text in said)
+    assert any("1 row without a class" in text for text in said)
 
 
 def test_numbers_are_classes_where_they_are_named_so(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_rare_name_like_a_frequent_one_is_pointed_at(tmp_path: Path) -> None:
     path.write_text("".join(f"{id},{'horsse' if id == 'i4' else 'horse'}\n" for id in ids))
     said: list[str] = []
     read_labels(path, None, ImageNames(ids, complete=True), said.append)
-    assert any("'horsse' (1 images) looks like 'horse'" in text for text in said)
+    assert any("'horsse' (1 image) looks like 'horse'" in text for text in said)
 
 
 def test_labels_of_images_that_are_not_there_are_said(tmp_path: Path) -> None:
