@@ -78,7 +78,10 @@ class Fault:
         if self._spec["to"] == "worker" and not workers:
             return
         target = {"process": self._process, "group": -os.getpgid(0), "worker": workers and workers[0]}[self._spec["to"]]
-        self._report.write_text(json.dumps({"phase": self._phase(), "time": time.monotonic()}))
+        # Whole or not at all: the process may come to its own end meanwhile.
+        aside = self._report.with_suffix(".part")
+        aside.write_text(json.dumps({"phase": self._phase(), "time": time.monotonic()}))
+        aside.rename(self._report)
         number = signal.Signals[self._spec["signal"]]
         os.kill(target, number)
         if self._spec["again"] is not None:
