@@ -148,6 +148,8 @@ def main() -> int:
     training.step_flops = lambda *_, **__: 1  # counting them takes as long as six steps
     page.SECTIONS = (("", (curves.segmentation_miou,), ()),)  # drawing all figures takes longer than the run
     tqdm.monitor_interval = 0
+    # tqdm's own lock is one for all forks: a run that is killed as it holds it would hang every later one.
+    tqdm.set_lock(threading.RLock())
     first = Fault(None, Path())
     with redirect_stdout(io.StringIO()):
         status = train.main(json.loads(sys.stdin.readline())["argv"])
