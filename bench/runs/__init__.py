@@ -7,6 +7,7 @@ matrix: what an ablation file asks for
 ablation: its runs, one after the other or side by side
 averages: means over seeds and differences by seed, in tables
 estimators: what each threshold estimator loses
+probe: what a backbone tells of the classes before it is trained
 standalone: CoSA-MS beside the CoSA that it learned from
 reading: a finished run's folder
 """
