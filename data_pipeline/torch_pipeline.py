@@ -29,9 +29,6 @@ _KILLED = (
 # Seconds after which signals are looked at, and whether a worker is dead, while there is no batch.
 PATIENCE = 1.0
 _FOR_PARENT = {signal.SIGINT, signal.SIGTERM}
-# torch answers the death of a worker with an error from a signal's handler, anywhere: in the middle of a step, of a
-# checkpoint, of the start of a thread. It believes its handler set. The loader finds out when it waits for a batch.
-signal_handling._SIGCHLD_handler_set = True
 
 
 class TorchPipeline:
@@ -110,6 +107,9 @@ class TorchPipeline:
 
     def _started(self) -> "Iterator[_Collated | _Failure]":
         """Workers are born deaf to the signals of `_FOR_PARENT`, as is every thread that a library starts in them."""
+        # torch would answer the death of a worker with an error from a signal's handler, anywhere: in the middle of a
+        # step, of a checkpoint, of the start of a thread. The loader finds out anyway when it waits for a batch.
+        signal_handling._SIGCHLD_handler_set = True
         if self._loader.num_workers:
             _allow_open_files(self._loader.num_workers, self._loader.prefetch_factor or 0)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)

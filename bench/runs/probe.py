@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bench.arguments import require_positive, result_file
+from bench.operators.output import machine
 from bench.tables import aligned
 from cosa_fast.cli import CommandLine, run_cli
 from cosa_fast.config.parsing import config_to_dict, load_config
@@ -30,7 +31,6 @@ from cosa_fast.errors import UserError
 from cosa_fast.files import write_json
 from cosa_fast.network.build import build_model
 from cosa_fast.network.encoder import Encoder
-from cosa_fast.run import manifest
 from cosa_fast.run.data import open_datasets
 
 LEAST = 10  # images of a class, in each set, that a figure needs
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     print(aligned(["class", "AP, %"], rows))
     if asked.out is not None:
         figures = {"average_precision": precisions, "mean": mean, "images": [len(learned[0]), len(seen[0])]}
-        write_json(asked.out, {"commit": manifest.commit(), "config": config_to_dict(config), **figures})
+        write_json(asked.out, {"machine": machine(torch.device("cpu")), "config": config_to_dict(config), **figures})
     return 0
 
 
