@@ -54,13 +54,14 @@ class ModelConfig:
     """The network. `architecture`: CoSA's own, or a standalone one of segmentation_models_pytorch that learns from
     pseudo-labels (CoSA-MS); of the other settings that one has `backbone`, the name of its encoder, `weights` and
     `arguments`. `weights`: "hub", "none" or a file. `arguments` go to timm.create_model, of a standalone one to the
-    architecture. `aux_layer`: block of F†, counted from the end (None: no auxiliary head). `attention`: the kernel by
-    which ON attends in training (auto: by the device, docs/performance.md). `position_resampling`: how a ViT's positions are interpolated to
-    another grid than its own, as timm does it or without antialiasing, as the official release does. `decoder`: with a
-    LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has neither width nor dilation to set.
-    `head_start`: how heads begin, with logits near 0 (small), or as torch's layers do and the release's with them
-    (uniform). `detach`: gradient switch of the guided CAM. `checkpoint_blocks`: on small GPUs ON's backbone computes
-    its blocks again in the backward pass instead of keeping what is inside."""
+    architecture. `aux_layer`: block of F†, counted from the end (None: no auxiliary head). `attention`: the kernel
+    by which ON attends in training (auto: by the device, docs/performance.md). `position_resampling`: how a ViT's
+    positions are interpolated to another grid than its own, as timm does it or without antialiasing, as the
+    official release does. `decoder`: with a LargeFOV of `decoder_width` channels, or with SeCo's ASPP, which has
+    neither width nor dilation to set. `head_start`: how heads begin, with logits near 0 (small), or as torch's
+    layers do and the release's with them (uniform). `detach`: gradient switch of the guided CAM.
+    `checkpoint_blocks`: on small GPUs ON's backbone computes its blocks again in the backward pass instead of
+    keeping what is inside."""
 
     backbone: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     weights: str = "hub"
