@@ -61,7 +61,8 @@ def evaluate(
     limit: int | None = None,
 ) -> dict[str, AnyResult]:
     """What a checkpoint's networks score on the validation split: {"on": ..., "an": ...}; a LabelResult
-    where that has no masks.
+    where that has no masks. `images`, `set_size`, `extent` say of how many images, `bias` whether the checkpoint was
+    chosen by its figures on such images; the table says both.
 
     overrides: "key=value" for what an evaluation uses of the checkpoint's configuration. networks: which of the
     two. limit: only so many images, evenly spread over the set.

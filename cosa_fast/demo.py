@@ -38,7 +38,7 @@ def report(cosa: Summary, cam_only: Summary) -> str:
         ("", "told the image labels, best threshold", cam["cam_best"]),
     ]
     lines = [f"{name:32} {value:5.1f}   ({condition})" for name, condition, value in rows]
-    return "\n".join(["mIoU in percent on the demo's validation images", *lines])
+    return "\n".join([f"mIoU in percent on {cosa.results['an'].extent} of the demo's validation set", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:

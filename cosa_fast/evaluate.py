@@ -20,10 +20,10 @@ from cosa_fast.cli import (
     run_cli,
     whole,
 )
-from cosa_fast.errors import counted
 from cosa_fast.evaluation.cleaning import METHODS, check_methods
 from cosa_fast.evaluation.comparison import comparison, comparison_legend, short_names
 from cosa_fast.evaluation.crf_scores import CrfResult
+from cosa_fast.evaluation.evaluated import described
 from cosa_fast.evaluation.evaluator import AnyResult
 from cosa_fast.evaluation.networks import NAMES_IN_FILES, load_networks, title
 from cosa_fast.files import require_place, write_json
@@ -73,10 +73,18 @@ class _Evaluation:
     @property
     def place(self) -> str:
         """Which images, in words."""
-        result = next(iter(self.results.values()))
-        where = f"of {self.config.data.val_split}" if self.config.data.val_split else "held out of the training"
-        limited = self._arguments.limit is None and result.images != result.set_size
-        return f"{result.extent} {where}{' (eval.limit)' * limited}"
+        limited = self._arguments.limit is None and self.result.images != self.result.set_size
+        return f"{described(self.evaluated_on)}{' (eval.limit)' * limited}"
+
+    @property
+    def result(self) -> AnyResult:
+        """One of the networks': all are of the same images."""
+        return next(iter(self.results.values()))
+
+    @property
+    def evaluated_on(self) -> dict[str, Any]:
+        """Which images, for JSON."""
+        return self.result.evaluated_on(self.config.data.val_split)
 
     def evaluate(self) -> None:
         """Fill `results`."""
@@ -97,13 +105,13 @@ class _Evaluation:
         for name in self.shown:
             print(f"{self.title(name)} at iteration {self.networks.iteration}, {self.place}")
             print(f"{self.results[name].table()}\n")
-        print(next(iter(self.results.values())).legend())
+        print(self.result.legend())
         for note in self.notes():
             print(note)
         self.clean()
         for name in self.shown if self.cleaned else ():
             crf = self.cleaned[name]
-            print(f"\n{self.title(name)} with CRF, {counted(crf.images, 'image')}\n{crf.table()}")
+            print(f"\n{self.title(name)} with CRF, {self.place}\n{crf.table()}")
         return self.record()
 
     def title(self, name: str) -> str:
@@ -111,15 +119,13 @@ class _Evaluation:
         return title(name, self.config)
 
     def notes(self) -> list[str]:
-        """What must be said beside the figures."""
+        """What must be said beside the figures, and is not said below their table."""
         found, data = [], self.config.data
         if self.config.eval.protocol == "squashed":
             found.append(
                 f"images squashed to {data.crop_size}x{data.crop_size} as the official release does, ξ and ξ† a fixed "
                 "0.5; else eval.protocol=native"
             )
-        if self.networks.bias is not None and self.networks.chosen.get("on") == data.val_split:
-            found.append(self.networks.bias)
         return found
 
     def record(self) -> dict[str, Any]:
@@ -128,6 +134,7 @@ class _Evaluation:
         record: dict[str, Any] = {"checkpoint": self.path, "iteration": self.networks.iteration}
         record |= {"split": config.data.val_split, "root": config.data.root, "scales": list(config.eval.scales)}
         record |= {"flip": config.eval.flip, "protocol": config.eval.protocol}
+        record |= {"evaluated_on": self.evaluated_on, "bias": self.result.bias}
         for name, result in self.results.items():
             figures = {"images": result.images, "summary": result.summary(), "per_class": result.per_class()}
             record[NAMES_IN_FILES[name]] = figures
@@ -140,7 +147,7 @@ def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
     """Evaluate one after the other, print one table, and return every figure."""
     rows: list[tuple[str, dict[str, float]]] = []
     words: set[str] = set()
-    places, notes, records = [], [], []
+    notes, records = [], []
     for path, name in zip(paths, short_names(paths), strict=True):
         evaluation = _Evaluation(path, arguments)
         evaluation.evaluate()
@@ -148,14 +155,14 @@ def _compare(paths: Sequence[str], arguments: Namespace) -> dict[str, Any]:
         for each in evaluation.shown:
             cleaned = evaluation.cleaned[each].summary() if evaluation.cleaned else {}
             rows.append((f"{name} {evaluation.title(each)}", {**evaluation.results[each].summary(), **cleaned}))
-        data = evaluation.config.data
-        places.append(f"{evaluation.place}, {data.root}")
-        notes += [f"{name}: {note}" for note in evaluation.notes()]
+        bias = evaluation.result.bias
+        notes += [f"{name}: {note}" for note in [*evaluation.notes(), *([] if bias is None else [bias])]]
         records.append(evaluation.record())
-        words |= next(iter(evaluation.results.values())).words()
-        print(f"{name}: {places[-1]}", flush=True)
+        words |= evaluation.result.words()
+        print(f"{name}: {evaluation.place}, {evaluation.config.data.root}", flush=True)
     print(f"\n{comparison(rows)}")
-    if len(set(places)) > 1:
+    # The images at one root may differ from split to split, and one split may lie below two roots.
+    if len({(on["identity"], on["images"]) for on in (record["evaluated_on"] for record in records)}) > 1:
         notes.insert(0, "these are not the same images: compare the figures with care")
     print("\n".join(["", comparison_legend(rows, words), *notes]))
     return {"checkpoints": records}

@@ -113,7 +113,7 @@ def test_a_crf_gets_its_own_column_and_its_own_figures(
     options = ["--network", "an", "--crf", "ours", "--crf-side", "24", "data.workers=1", "--json", str(output)]
     assert main([str(path), *options]) == 0
     printed = capsys.readouterr().out
-    assert "AN with CRF, 3 images\n" in printed
+    assert "AN with CRF, 3 images of val\n" in printed
     assert "CRF ours: " in printed
     record = json.loads(output.read_text())["teacher"]
     crf = record["crf"]["summary"]

@@ -8,6 +8,7 @@ image_labels: the classifier's scores of whole images beside their true labels
 label_only: what can be known without masks: image AP, agreement of CAM and segmentation
 protocol: how images are shown and maps come back: at their own size, or squashed as the official release does
 result: the figures of an evaluation, and their table
+evaluated: which images figures are of, in words and for files
 comparison: several evaluations in one table
 legend: what the words of these tables mean
 observed: what a report draws besides the figures: confusions, confidences, quality per image

@@ -85,6 +85,7 @@ class Counts:
             images=self._images,
             classes=self.classes,
             indices=indices,
+            coexistence=tuple(coexistence),
             label_free=_score(self._label_free.iou(), indices, coexistence),
             label_aware=_score(self._label_aware.iou(), indices, coexistence),
             cam=cams.get("cam"),

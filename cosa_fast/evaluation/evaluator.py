@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosa_fast.data_pipeline.datasets.identity import identity
 from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, Loading, evaluation_stream
 from cosa_fast.device import compute_type
 from cosa_fast.distributed import ALONE, Ranks
@@ -118,11 +119,11 @@ class Evaluator:
                     done += 1
                     if progress is not None:
                         progress(done, len(own))
-        results = {}
+        results, known = {}, identity(dataset)
         for name, each in counts.items():
             finish(each.counted(), self._ranks)
             result = each.result() if isinstance(each, LabelCounts) else each.result(self._indices, self._coexistence)
-            results[name] = replace(result, set_size=len(dataset))
+            results[name] = replace(result, set_size=len(dataset), identity=known)
         return results
 
     def counts(self, has_masks: bool, chosen: Sequence[int], thresholds: Thresholds) -> Counts | LabelCounts:

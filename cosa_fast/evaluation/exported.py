@@ -1,6 +1,7 @@
 """An exported .safetensors file: one network, and in the metadata all that it takes to run it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ KEY, VERSION = "cosa_fast", 1
 
 
 class Exported(NamedTuple):
-    """thresholds: (ξ, ξ†), None where the run had none."""
+    """thresholds: (ξ, ξ†), None where the run had none. chosen: as in `Networks`."""
 
     config: Config
     classes: tuple[str, ...]
     network: SegmentationNetwork
     thresholds: tuple[float | None, float | None]
     iteration: int
+    chosen: Mapping[str, Any]
 
 
 def write_export(
@@ -33,6 +35,7 @@ def write_export(
     classes: tuple[str, ...],
     thresholds: tuple[float | None, float | None],
     iteration: int,
+    chosen: Mapping[str, Any],
 ) -> None:
     """Write the file, without places on this machine."""
     about = {
@@ -40,6 +43,7 @@ def write_export(
         "iteration": iteration,
         "classes": classes,
         "thresholds": thresholds,
+        "chosen": dict(chosen),
         "config": _public(config),
     }
     state = {key: tensor.detach().contiguous().cpu() for key, tensor in network.state_dict().items()}
@@ -63,7 +67,8 @@ def read_export(path: Path) -> Exported | None:
         network = build_network(config.model, len(classes))
         network.load_state_dict(state)
         xi, xi_aux = (None if value is None else float(value) for value in about["thresholds"])
-        return Exported(config, classes, network, (xi, xi_aux), int(about["iteration"]))
+        chosen = dict(about.get("chosen") or {})
+        return Exported(config, classes, network, (xi, xi_aux), int(about["iteration"]), chosen)
     except safetensors.SafetensorError:
         return None
     except UserError:

@@ -82,7 +82,7 @@ def export(networks: Networks, name: str, format: Format, path: Path, images: Se
     with written_aside(path) as aside:
         with _told(format):
             if format == "safetensors":
-                about = (networks.config, networks.classes, networks.thresholds, networks.iteration)
+                about = (networks.config, networks.classes, networks.thresholds, networks.iteration, networks.chosen)
                 write_export(aside, networks.named(name), *about)
             elif format == "torch-export":
                 _write_program(model, aside)

@@ -3,12 +3,14 @@ segmentation agree. No figure here measures the segmentation against a truth."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from cosa_fast.errors import counted
+from cosa_fast.evaluation.evaluated import Evaluated
 from cosa_fast.evaluation.gathering import Counted
 from cosa_fast.evaluation.image_labels import ImageLabels
 from cosa_fast.evaluation.legend import AGREEMENT, AVERAGE_PRECISION, NETWORKS, NO_MASKS, OF_PIXELS, legend
@@ -16,7 +18,7 @@ from cosa_fast.evaluation.metrics import ConfusionMatrix, mean_iou
 from cosa_fast.evaluation.observed import Observed, Observer
 from cosa_fast.evaluation.part import Seen
 from cosa_fast.evaluation.protocol import Protocol
-from cosa_fast.evaluation.result import extent, shortened
+from cosa_fast.evaluation.result import shortened
 
 # Before there is a ξ, the CAM's pseudo-label is cut at this one.
 DEFAULT_THRESHOLD = 0.5
@@ -24,17 +26,16 @@ LONGEST_NAME = 60  # of a class in the table
 
 
 @dataclass(frozen=True)
-class LabelResult:
+class LabelResult(Evaluated):
     """What was measured on `images` images without masks.
 
     classes: the C foreground names. image_ap: average precision of the classifier per class in percent, NaN for a class
     on none or all of the images. counts: images per class. agreement: IoU in percent, per class with background first,
     of the label-free segmentation with the CPL at `threshold`, which is told the image's label. foreground_seg,
-    foreground_cam: shares of all pixels in [0, 1]. set_size: images of the whole set, where only some were evaluated.
-    observed: what a report draws. Of a network without CAM there is no agreement, CPL or threshold.
+    foreground_cam: shares of all pixels in [0, 1]. observed: what a report draws. Of a network without CAM there is no
+    agreement, CPL or threshold.
     """
 
-    images: int
     classes: tuple[str, ...]
     image_ap: tuple[float, ...]
     counts: tuple[int, ...]
@@ -43,13 +44,7 @@ class LabelResult:
     foreground_cam: float
     threshold: float
     has_cams: bool = True
-    set_size: int | None = None
     observed: Observed | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def extent(self) -> str:
-        """How many images were evaluated, in words."""
-        return extent(self.images, self.set_size)
 
     def summary(self) -> dict[str, float]:
         """image_ap, the mean over classes in percent; seg_cam_agreement, mIoU in percent of the segmentation with the
@@ -63,27 +58,35 @@ class LabelResult:
         return figures
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}."""
-        columns = {"images": self.counts, "image_ap": self.image_ap}
-        columns |= {"seg_cam_agreement": self.agreement[1:]} if self.has_cams else {}
-        return {name: {key: each[row] for key, each in columns.items()} for row, name in enumerate(self.classes)}
+        """{class: {"images": how many show it, "image_ap": percent, "seg_cam_agreement": percent}}; of the background,
+        which the agreement's mean is over too, that alone: the others are NaN."""
+        if not self.has_cams:
+            columns = zip(self.classes, self.counts, self.image_ap, strict=True)
+            return {name: {"images": count, "image_ap": ap} for name, count, ap in columns}
+        names, counts, aps = ("background", *self.classes), (math.nan, *self.counts), (math.nan, *self.image_ap)
+        rows = zip(names, counts, aps, self.agreement, strict=True)
+        return {name: dict(zip(("images", "image_ap", "seg_cam_agreement"), row, strict=True)) for name, *row in rows}
 
     def table(self) -> str:
-        """Per-class table for a terminal, without a final newline; classes on no image are left out and counted."""
-        shown = {name: row for name, row in self.per_class().items() if row["images"]}
+        """Per-class table for a terminal, without a final newline; classes on no image, and without agreement, are left
+        out and counted."""
+        everything = self.per_class()
+        counts = {name: (row["images"], row.get("seg_cam_agreement", math.nan)) for name, row in everything.items()}
+        shown = {name: everything[name] for name, (images, iou) in counts.items() if images > 0 or iou >= 0}
         rows = [(shortened(name, LONGEST_NAME), row) for name, row in shown.items()]
         rows.append(("all classes", {**self.summary(), "images": self.images}))
         width = max(len(name) for name, _ in rows)
         lines = [f"{'no masks':<{width}}  images  image AP{'  CAM/seg IoU' * self.has_cams}"]
         for name, row in rows:
-            line = f"{name:<{width}}  {row['images']:>6}  {_percent(row['image_ap']):>8}"
-            lines.append(line + (f"  {_percent(row['seg_cam_agreement']):>11}" if self.has_cams else ""))
+            line = f"{name:<{width}}  {_number(row['images'], 0):>6}  {_number(row['image_ap']):>8}"
+            lines.append(line + (f"  {_number(row['seg_cam_agreement']):>11}" if self.has_cams else ""))
         cam = f", CAM at {self.threshold:.2f} {self.foreground_cam:.0%}" if self.has_cams else ""
         lines.append(f"foreground: segmentation {self.foreground_seg:.0%}{cam}")
-        absent = len(self.classes) - len(shown)
-        return "\n".join(lines) + (
-            f"\n{counted(absent, 'class', 'es')} left out: on none of these images" if absent else ""
-        )
+        absent = len(everything) - len(shown)
+        if absent:
+            nowhere = "on none of these images" + " and in no segmentation" * self.has_cams
+            lines.append(f"{counted(absent, 'class', 'es')} left out: {nowhere}")
+        return "\n".join([*lines, *self.below_table()])
 
     def words(self) -> set[str]:
         """Those of the table, and of its titles, that `legend` explains."""
@@ -152,5 +155,5 @@ class LabelCounts:
         )
 
 
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{value:.1f}"
+def _number(value: float, digits: int = 1) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

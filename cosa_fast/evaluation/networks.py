@@ -11,6 +11,7 @@ from torch import Tensor
 from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, one_line
+from cosa_fast.evaluation.evaluated import HELD_OUT, described
 from cosa_fast.evaluation.exported import read_export
 from cosa_fast.evaluation.imported import import_network
 from cosa_fast.files import nearest
@@ -28,8 +29,8 @@ PARTS = {"iteration": int, "config": dict, "classes": list, "student": dict, "te
 class Networks:
     """What evaluation and prediction need of a checkpoint. `thresholds`: (ξ, ξ†), each None where the run had none yet,
     or has none at all. `imported`: what was read, where another program wrote the file; `on` and `an` are one network
-    then, and `classes` are guessed by their number. `chosen`: of a best.pt, the figure by which it is the best, and the
-    split that this was measured on."""
+    then, and `classes` are guessed by their number. `chosen`: of a best.pt, and of what was exported from it, the
+    figure by which it is the best, and the images that this was measured on."""
 
     config: Config
     classes: tuple[str, ...]
@@ -50,8 +51,15 @@ class Networks:
         """What must be said beside figures on the images that a checkpoint was chosen on; None for all others."""
         if not self.chosen.get("on"):
             return None
-        by, value = self.chosen.get("by"), self.chosen.get("value")
-        return f"chosen by {by} = {value:.2f} on {self.chosen['on']}: figures on the same images are too high"
+        by, value, images = (self.chosen.get(key) for key in ("by", "value", "images"))
+        where = described({"images": images, "split": self.chosen["on"]})
+        return f"chosen by {by} = {value:.2f} on {where}: figures on the same images are too high"
+
+    def bias_on(self, split: str | None, identity: str) -> str | None:
+        """`bias`, where it holds of these images: those of the set, or of the split, that the checkpoint was chosen
+        on."""
+        same = identity == self.chosen.get("identity") or (split or HELD_OUT) == self.chosen.get("on")
+        return self.bias if same else None
 
     def for_classes(self, names: Sequence[str]) -> "Networks":
         """Imported networks under the names of a data set that has as many classes; others as they are."""
@@ -154,7 +162,8 @@ def _exported(path: Path, device: str | torch.device) -> Networks | None:
     if found is None:
         return None
     network = found.network.to(device).eval().requires_grad_(False)
-    return Networks(found.config, found.classes, found.iteration, network, network, found.thresholds)
+    thresholds, chosen = found.thresholds, found.chosen
+    return Networks(found.config, found.classes, found.iteration, network, network, thresholds, chosen=chosen)
 
 
 def _of_checkpoint(state: dict[str, Any], path: str | Path, device: str | torch.device) -> Networks:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from cosa_fast.errors import counted
+from cosa_fast.evaluation.evaluated import COLUMNS, Evaluated
 from cosa_fast.evaluation.legend import AVERAGE_PRECISION, NETWORKS, OF_PIXELS, legend
 from cosa_fast.evaluation.observed import Observed
-
-COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,18 @@ class CamScore:
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class EvalResult(Evaluated):
     """What `Evaluator.evaluate` measured on `images` images.
 
-    classes: the K names, background first; indices: those of them that the means are over.
+    classes: the K names, background first; indices: those of them that the means are over; coexistence: those that
+    C-mIoU is over.
     cam_aux and ensemble are None for a network without auxiliary head, all CAM scores for one without CAM. The CAMs
     are told the image's true label; cam_label_free is M' gated by the classes that the classifier itself predicts.
     foreground_share_true: the share in [0, 1] of the pixels with a truth that are foreground; NaN if there are none.
-    set_size: images of the whole set, where only some were evaluated. image_ap: average precision of the classifier
-    over these images, in percent, of each of the K - 1 foreground classes; NaN for a class on none of them.
-    observed: what a report draws.
+    image_ap: average precision of the classifier over these images, in percent, of each of the K - 1 foreground
+    classes; NaN for a class on none of them. observed: what a report draws.
     """
 
-    images: int
     classes: tuple[str, ...]
     indices: tuple[int, ...]
     label_free: Score
@@ -66,14 +64,9 @@ class EvalResult:
     cam_aux: CamScore | None
     ensemble: CamScore | None
     foreground_share_true: float
-    set_size: int | None = None
     image_ap: tuple[float, ...] = ()
+    coexistence: tuple[int, ...] = ()
     observed: Observed | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def extent(self) -> str:
-        """How many images were evaluated, in words."""
-        return extent(self.images, self.set_size)
 
     @property
     def mean_image_ap(self) -> float:
@@ -130,21 +123,27 @@ class EvalResult:
 
     def table(self) -> str:
         """Per-class table for a terminal, without a final newline; "-" where a class has no IoU. A class without any is
-        left out, and counted."""
+        left out, and counted; one that only C-mIoU is over stands below mIoU."""
         columns = self.columns()
-        everything = [(self.classes[k], [score.iou[k] for score in columns.values()]) for k in self.indices]
-        rows = [(name, values) for name, values in everything if not all(map(math.isnan, values))]
-        absent = len(everything) - len(rows)
+        rows = self._rows(self.indices)
+        absent = len(self.indices) - len(rows)
         rows.append(("mIoU", [score.miou for score in columns.values()]))
         if self.label_free.c_miou is not None:
+            rows += self._rows([k for k in self.coexistence if k not in self.indices])
             rows.append(("C-mIoU", [math.nan if s.c_miou is None else s.c_miou for s in columns.values()]))
-        table = format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())
+        lines = [format_table([_HEADINGS[name] for name in columns], rows, self._thresholds())]
         if not math.isnan(self.mean_image_ap):
             source = "" if self.cam is None else " of the classifier"
-            table += f"\nimage AP{source}: {self.mean_image_ap:.2f}"
-        return table + (
-            f"\n{counted(absent, 'class', 'es')} left out: neither in a mask nor in a prediction" if absent else ""
-        )
+            lines.append(f"image AP{source}: {self.mean_image_ap:.2f}")
+        if absent:
+            lines.append(f"{counted(absent, 'class', 'es')} left out: neither in a mask nor in a prediction")
+        return "\n".join([*lines, *self.below_table()])
+
+    def _rows(self, indices: Sequence[int]) -> list[tuple[str, list[float]]]:
+        """(name, IoU of every score) of those of the classes that have any."""
+        scores = self.columns().values()
+        rows = [(self.classes[k], [score.iou[k] for score in scores]) for k in indices]
+        return [(name, values) for name, values in rows if not all(map(math.isnan, values))]
 
     def words(self) -> set[str]:
         """Those of the table, and of its titles, that `legend` explains."""
@@ -191,11 +190,6 @@ _HEADINGS = {
     "ensemble_at_threshold": ("ensemble", "mean ξ"),
 }
 _NUMBER = 6  # columns of a figure, 100.00 at the longest
-
-
-def extent(images: int, set_size: int | None) -> str:
-    """ "50 images", or "50 of 1449 images" where only a part was evaluated."""
-    return counted(images, "image") if set_size in (None, images) else f"{images} of {counted(set_size, 'image')}"
 
 
 def shortened(name: str, width: int) -> str:

@@ -166,13 +166,21 @@ def _of_the_machine(error: RuntimeError | OSError) -> str | None:
     return None
 
 
-def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult]) -> None:
+def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult], split: str | None) -> None:
     """Leave the last evaluation in the folder of a run that has reached its end: results.json, and results.csv with a
-    line per network and class."""
+    line per network and class. Both say of how many images. split: of which part of the data; None: held out."""
     figures = {NAMES_IN_FILES[name]: result.summary() for name, result in results.items()}
-    write_json(folder.results, {"iteration": iteration, **figures})
+    on = {name: result.evaluated_on(split) for name, result in results.items()}
+    places = {"evaluated_on": on["an"]} if on else {}
+    write_json(folder.results, {"iteration": iteration, **places, **figures})
     lines = [
-        {"network": NAMES_IN_FILES[name], "class": label, **scores}
+        {
+            "network": NAMES_IN_FILES[name],
+            "class": label,
+            **scores,
+            "evaluated_images": on[name]["images"],
+            "of_images": on[name]["of"],
+        }
         for name, result in results.items()
         for label, scores in result.per_class().items()
     ]

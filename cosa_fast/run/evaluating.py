@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ class LoopEvaluation:
     def _report(self, name: str, result: AnyResult) -> None:
         iteration, key = self._engine.iteration, NAMES_IN_FILES[name]
         summary = {key: value for key, value in result.summary().items() if value == value}
-        self._log.record(iteration, {"network": key, **summary}, kind=f"eval_{key}")
+        on = result.evaluated_on(self._engine.config.data.val_split)
+        self._log.record(iteration, {"network": key, "evaluated_on": on, **summary}, kind=f"eval_{key}")
         limited = " (eval.limit)" if result.images != result.set_size else ""
         shown = title(name, self._engine.config)
         self._log.message(f"iteration {iteration} {shown}, {result.extent}{limited}: {headline(summary)}")
@@ -138,7 +140,8 @@ class LoopEvaluation:
             return False
         self.best = score
         self.chosen = {"by": figure, "of": NAMES_IN_FILES[name], "value": figures[name][figure]}
-        self.chosen |= {"on": config.data.val_split or "held out", "images": results[name].images}
+        on = results[name].evaluated_on(config.data.val_split)
+        self.chosen |= {"on": on["split"], "images": on["images"], "identity": on["identity"]}
         return True
 
 
@@ -170,8 +173,8 @@ def configure(networks: Networks, overrides: Sequence[str], where: str, used: Se
 def evaluate_networks(
     networks: Networks, config: Config, names: Sequence[str] = ("on", "an"), *, limit: int | None = None
 ) -> dict[str, AnyResult]:
-    """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it (None: eval.limit); a
-    terminal shows a bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
+    """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it (None: eval.limit),
+    with its `bias`; a terminal shows a bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     device = pick_device(config.run.device)
@@ -186,6 +189,10 @@ def evaluate_networks(
         results = evaluator.evaluate_all(
             chosen, dataset, thresholds=networks.thresholds, limit=limit, progress=progress
         )
+    results = {
+        name: replace(result, bias=networks.bias_on(config.data.val_split, result.identity))
+        for name, result in results.items()
+    }
     return {name: results.get(name, results[asked[0]]) for name in names}
 
 

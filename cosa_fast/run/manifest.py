@@ -1,11 +1,8 @@
 """What a run was made with: versions, machine, commit, seed and data, written to manifest.json."""
 
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 import cosa_fast
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
+from cosa_fast.data_pipeline.datasets.identity import contents, digest
 from cosa_fast.errors import UserError
 from cosa_fast.files import read_json, write_json
 
@@ -45,22 +43,12 @@ def fingerprints(training: ImageDataset, validation: ImageDataset) -> dict[str, 
     """sha256 in hex of each part of the data, by what a user calls it. The images are told by their
     names, and by what is in up to 200 of them, evenly spread over the set."""
     return {
-        "the training images' names": _digest(training.ids),
-        "the training labels": _digest((*training.ids, training.fingerprint())),
-        "the training images": _digest(_contents(training)),
-        "the validation images' names": _digest(validation.ids),
-        "the validation images": _digest(_contents(validation)),
+        "the training images' names": digest(training.ids),
+        "the training labels": digest((*training.ids, training.fingerprint())),
+        "the training images": digest(contents(training, SAMPLE)),
+        "the validation images' names": digest(validation.ids),
+        "the validation images": digest(contents(validation, SAMPLE)),
     }
-
-
-def _contents(dataset: ImageDataset) -> Iterator[str]:
-    for index in range(0, len(dataset), len(dataset) // SAMPLE + 1):
-        with suppress(UserError):  # training says what cannot be read, if it needs it
-            yield hashlib.sha256(dataset.encoded(index)).hexdigest()
-
-
-def _digest(items: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(items).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def write(path: Path, manifest: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 | in runs/NAME/observed | |
 |---|---|
-| NNN.json | the evaluation after NNN iterations: per class, confusions, confidences, histograms and fits behind ξ, ξ† |
+| NNN.json | the evaluation after NNN iterations: of which images, per class, confusions, confidences, histograms and fits behind ξ, ξ† |
 | pictures.json | the panels of the last evaluation's gallery, and of its worst and best images: JPEG in base64 |
 """
 
@@ -60,6 +60,7 @@ def write_observations(
         "iteration": iteration,
         "classes": classes,
         "has_masks": dataset.has_masks,
+        "evaluated_on": results["an"].evaluated_on(engine.config.data.val_split),
         "thresholds": _behind_thresholds(engine, thresholds),
         **{NAMES_IN_FILES[name]: _network(result) for name, result in results.items()},
     }

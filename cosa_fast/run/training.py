@@ -107,7 +107,7 @@ def train(
                 held.enter_context(replacing(folder))
             results = run.execute(profile)
         if results:
-            finish(folder, run.engine.iteration, results)
+            finish(folder, run.engine.iteration, results, config.data.val_split)
         return Summary(folder, run.engine.iteration, results)
 
 

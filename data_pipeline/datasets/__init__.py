@@ -8,5 +8,6 @@ images: reading any image upright in RGB
 packed: many encoded images in one tar
 masks: mask files, and sets of them that cannot be right; colours: masks that show classes as colours
 pseudo_labels: training images with the masks that `predict --what cpl` wrote
+identity: which images a set holds, wherever it lies
 preparation: what `prepare` does; download: VOC2012 and SBD
 """

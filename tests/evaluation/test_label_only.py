@@ -55,8 +55,21 @@ def test_a_segmentation_that_confuses_classes_agrees_less_and_finds_them_worse(t
 
 def test_the_table_leaves_out_absent_classes_and_counts_them(tmp_path: Path) -> None:
     lines = evaluate(ColourNet(), without_masks(tmp_path), limit=1).table().splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["cat", "all"]
-    assert "2 classes left out: on none of these images" in lines[-1]
+    assert [line.split()[0] for line in lines[1:4]] == ["background", "cat", "all"]
+    assert "2 classes left out: on none of these images and in no segmentation" in lines[-2]
+    assert lines[-1] == "evaluated: 1 of 3 images"
+
+
+def test_the_mean_of_the_agreement_is_that_of_the_rows_above_it(tmp_path: Path) -> None:
+    """Background's, and that of a class on no image which the segmentation shows."""
+    result = evaluate(ColourNet(confuse=(1, 2)), without_masks(tmp_path), limit=1)
+    lines = [line.split() for line in result.table().splitlines()]
+    rows = lines[1 : [line[0] for line in lines].index("all")]
+    values = [float(line[-1]) for line in rows if line[-1] != "-"]
+    assert [line[0] for line in lines[1:4]] == ["background", "cat", "dog"]
+    assert lines[3][1:3] == ["0", "-"]
+    assert sum(values) / len(values) == pytest.approx(result.summary()["seg_cam_agreement"], abs=0.06)
+    assert list(result.per_class())[0] == "background"
 
 
 def test_images_without_mask_and_label_are_refused(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from evaluation_support import ColourNet, block_masks, evaluate, make_dataset
 
 from cosa_fast.evaluation.comparison import comparison_legend
 from cosa_fast.evaluation.label_only import LabelResult
-from cosa_fast.evaluation.result import CamScore, EvalResult, Score, extent
+from cosa_fast.evaluation.result import CamScore, EvalResult, Score
 
 
 def test_table_names_classes_and_both_kinds_of_segmentation(tmp_path: Path) -> None:
     result = evaluate(ColourNet(), make_dataset(tmp_path, block_masks()))
-    *lines, last = result.table().splitlines()
-    assert last == f"image AP of the classifier: {result.mean_image_ap:.2f}"
+    *lines, ap, last = result.table().splitlines()
+    assert ap == f"image AP of the classifier: {result.mean_image_ap:.2f}"
+    assert last == "evaluated: 3 images"
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == ["segmentation", "CAM", "CAM", "free", "CAM†", "ensemble"]
     assert lines[1].split()[:6] == ["IoU", "in", "%", "free", "aware", "best"]
@@ -44,15 +45,16 @@ def test_classes_that_are_nowhere_are_left_out_and_counted() -> None:
         CamScore(nowhere, 0.5, None, None, None)] * 2, None, None, 0.2).table()  # fmt: skip
     assert "cat" not in table
     assert "horse" in table
-    assert table.splitlines()[-1] == "2 classes left out: neither in a mask nor in a prediction"
+    assert table.splitlines()[-2] == "2 classes left out: neither in a mask nor in a prediction"
 
 
-@pytest.mark.parametrize(
-    ("images", "of", "said"),
-    [(50, 1449, "50 of 1449 images"), (50, 50, "50 images"), (1, None, "1 image"), (1, 2, "1 of 2 images")],
-)
-def test_the_extent_of_an_evaluation_is_said(images: int, of: int | None, said: str) -> None:
-    assert extent(images, of) == said
+def test_every_class_of_a_mean_has_a_row() -> None:
+    """Of C-mIoU too, whose classes need not be among those of mIoU."""
+    one = Score(50.0, (90.0, 10.0, 33.0), 33.0)
+    table = EvalResult(1, ("background", "cat", "dog"), (0, 1), one, one, None, None, None, None, 0.2, coexistence=(2,))
+    rows = [line.split()[:2] for line in table.table().splitlines()]
+    assert rows[-5:-2] == [["mIoU", "50.00"], ["dog", "33.00"], ["C-mIoU", "33.00"]]
+    assert rows[3:5] == [["background", "90.00"], ["cat", "10.00"]]
 
 
 def score(miou: float) -> Score:
