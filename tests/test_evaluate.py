@@ -1,6 +1,7 @@
 """python -m cosa_fast.evaluate: what it prints and writes, and its errors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from evaluation_support import (
     save_networks,
     write_voc,
 )
+from PIL import Image
 
 from cosa_fast.config.schema import Config, DataConfig, EvalConfig, OptimConfig, TeacherConfig
 from cosa_fast.errors import UserError
@@ -53,6 +55,7 @@ def test_evaluate_prints_both_networks_and_writes_every_figure(
     record = json.loads(output.read_text())
     assert record["scales"] == [1.0, 0.5]
     assert record["flip"] is False
+    assert (record["evaluated_on"]["images"], record["evaluated_on"]["of"], record["bias"]) == (3, 3, None)
     assert record["student"]["summary"]["cam_threshold"] == pytest.approx(0.31)
     dataset = make_dataset(tmp_path / "png", block_masks())
     dataset._images = tuple(root / "JPEGImages" / f"{index}.jpg" for index in range(3))
@@ -136,6 +139,8 @@ def test_several_checkpoints_are_compared_in_one_table(
     state = torch.load(path, weights_only=True)
     other = tmp_path / "runs/other/checkpoints/best.pt"
     other.parent.mkdir(parents=True)
+    copied = shutil.copytree(state["config"]["data"]["root"], tmp_path / "copied")
+    state["config"]["data"]["root"] = str(copied)
     torch.save({**state, "teacher": state["student"]}, other)
     output = tmp_path / "figures.json"
     assert main([str(path), str(other), "eval.flip=false", "--limit", "2", "--json", str(output)]) == 0
@@ -148,8 +153,11 @@ def test_several_checkpoints_are_compared_in_one_table(
     free = [f"{records[i][name]['summary']['seg_label_free']:.2f}" for i in (0, 1) for name in ("student", "teacher")]
     assert [row[1:3] for row in table] == [[name, figure] for name, figure in zip(("ON", "AN") * 2, free, strict=True)]
     assert printed.count("free: label-free") == 1, "one legend for all"
-    assert "not the same images" not in printed
+    assert "not the same images" not in printed, "a copy under another root"
     assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 100
+    Image.new("RGB", (57, 40)).save(copied / "JPEGImages/0.jpg")
+    assert main([str(path), str(other), "eval.flip=false", "--limit", "1", "--network", "an"]) == 0
+    assert "these are not the same images" in capsys.readouterr().out, "though their names are"
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_before_another_is_evaluated(

@@ -22,6 +22,7 @@ from cosa_fast.errors import UserError
 from cosa_fast.evaluation.exporting import FORMATS, InferenceModel, as_input, compare
 from cosa_fast.evaluation.networks import Networks, load_networks
 from cosa_fast.evaluation.seeing import see
+from cosa_fast.run.checkpoint import save
 
 CONFIG = Config(
     data=DataConfig(root="/home/somebody/secret", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)),
@@ -38,11 +39,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random networks in a run's folder with an evaluation."""
     torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("runs") / "mine"
-    path = run / "checkpoints" / "00000007.pt"
+    path = run / "checkpoints" / "best.pt"
     save_networks(path, random_network(0), random_network(1), CONFIG, iteration=7, thresholds=(0.4, 0.6))
+    chosen = {"by": "seg_label_free", "of": "teacher", "value": 12.34, "on": "val", "images": 8, "identity": "x"}
+    save(path, {**torch.load(path, weights_only=True), "chosen": chosen})
     (run / "config.yaml").write_text("{}")
-    (run / "manifest.json").write_text(json.dumps({"commit": "abc", "seed": 3, "training_images": 5}))
+    (run / "manifest.json").write_text(
+        json.dumps({"commit": "abc", "seed": 3, "training_images": 5, "validation_images": 222})
+    )
     record = {"kind": "eval_teacher", "iteration": 7, "seg_label_free": 12.34}
+    record["evaluated_on"] = {"images": 8, "of": 222, "split": "val", "identity": "x"}
     (run / "log.jsonl").write_text(
         json.dumps({**record, "iteration": 6, "seg_label_free": 99.0}) + "\n" + json.dumps(record)
     )
@@ -111,6 +117,15 @@ def test_facts_and_card_stand_beside_it_without_places_of_this_machine(exported:
     for text in ("12.3", "cat, dog, horse", "after 7 of", "test_vit", "## Limits", "## Licence", "5 images", "abc"):
         assert text in card, text
     assert "99.0" not in card, "the figures are those of this very state"
+    assert "\nOn 8 of 222 images of val, mIoU in percent" in card, "as many as were evaluated"
+    bias = "chosen by seg_label_free = 12.34 on 8 images of val: figures on the same images are too high"
+    assert bias in card
+    loaded = load_networks(exported / "model.safetensors")
+    assert (loaded.bias_on("val", "other"), loaded.bias_on("test", "other"), loaded.bias_on(None, "x")) == (
+        bias,
+        None,
+        bias,
+    )
     for name in ("README.md", "preprocessing.json", "model.safetensors", "model.onnx"):
         assert b"somebody" not in (exported / name).read_bytes(), name
 

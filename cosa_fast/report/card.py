@@ -9,9 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cosa_fast
 from cosa_fast.errors import UserError, counted
+from cosa_fast.evaluation.evaluated import HELD_OUT, described
 from cosa_fast.evaluation.exporting import FILES, OUTPUTS, Agreement, Format, facts
-from cosa_fast.evaluation.networks import NAMES_IN_FILES, Networks
+from cosa_fast.evaluation.networks import Networks
 from cosa_fast.files import read_json
+from cosa_fast.report.reading import evaluations
 from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.log import read_log
 
@@ -29,6 +31,8 @@ def card(networks: Networks, name: str, format: Format, run: RunFolder, agreemen
     unknown. license: an identifier of the hub, or "other"."""
     manifest = _manifest(run)
     optim, data, model = networks.config.optim, networks.config.data, networks.config.model
+    evaluation = _evaluation(run, name, networks.iteration)
+    figures = [(text, evaluation[key]) for key, text in FIGURES.items() if isinstance(evaluation.get(key), int | float)]
     environment = Environment(
         loader=PackageLoader("cosa_fast.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -50,10 +54,13 @@ def card(networks: Networks, name: str, format: Format, run: RunFolder, agreemen
         data=data,
         set=Path(data.root).name,
         training_images=manifest.get("training_images"),
-        validation_images=manifest.get("validation_images"),
         seed=manifest.get("seed"),
         dynamic=networks.config.threshold.mode,
-        figures=_figures(run, name, networks.iteration),
+        figures=figures,
+        place=described({"split": data.val_split or HELD_OUT, **evaluation.get("evaluated_on", {})}),
+        known="images" in evaluation.get("evaluated_on", {}),
+        has_masks="seg_label_free" in evaluation,
+        bias=networks.bias,
         agreement=agreement,
         stride=networks.named(name).stride,
     )
@@ -73,10 +80,7 @@ def _manifest(run: RunFolder) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _figures(run: RunFolder, name: str, iteration: int) -> list[tuple[str, float]]:
-    """Of the evaluation of this very state, in percent; none where there was none."""
-    kind = f"eval_{NAMES_IN_FILES[name]}"
-    records = [r for r in read_log(run.log) if r.get("kind") == kind and r["iteration"] == iteration]
-    if not records:
-        return []
-    return [(text, records[-1][key]) for key, text in FIGURES.items() if isinstance(records[-1].get(key), int | float)]
+def _evaluation(run: RunFolder, name: str, iteration: int) -> dict[str, Any]:
+    """The record of that of this very state; empty where there was none."""
+    found = [each for each in evaluations(run, read_log(run.log), name) if each["iteration"] == iteration]
+    return found[0] if found else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cosa_fast.report.drawing import COLOURS, DASHES, MARKERS, Drawing, finish, line, panels, series, svg
-from cosa_fast.report.reading import Record, Run
+from cosa_fast.report.reading import Record, Run, where
 
 LOSSES = {
     "loss": "total",
@@ -47,9 +47,11 @@ def speed(runs: Sequence[Run]) -> Drawing | None:
 
 
 def thresholds(runs: Sequence[Run]) -> Drawing | None:
-    """ξ and ξ† over time, and the fixed thresholds that would have fitted the truth best at each evaluation."""
+    """ξ and ξ† over time, and the fixed thresholds that would have fitted the truth best at each evaluation, where that
+    can be known."""
     if not any("xi" in record for run in runs for record in run.training):
         return None
+    known: list[Record] = []
     with panels(1, 1, 2.9) as (axes, figure):
         for number, run in enumerate(runs):
             for key, best, mark, dash in (
@@ -58,18 +60,19 @@ def thresholds(runs: Sequence[Run]) -> Drawing | None:
             ):
                 name, colour = _name(mark, run, runs), _colour(number, 0 if key == "xi" else 1, runs)
                 points = series(run.training, key)
-                if points[0]:
-                    axes[0].plot(*points, dash, color=colour, label=name)
-                if points[0] and len(run.evaluations["an"]):
-                    xs, ys = series(run.evaluations["an"], best)
+                line(axes[0], points, linestyle=dash, marker="x", color=colour, label=name)
+                xs, ys = series(run.evaluations["an"], best)
+                if points[0] and xs:
+                    known += [record for record in run.evaluations["an"] if best in record]
                     label = f"best fixed for {name}" if len(runs) == 1 else None  # the legend is long as it is
                     axes[0].plot(xs, ys, MARKERS[0 if key == "xi" else 1], color=colour, label=label)
         axes[0].set(ylim=(0, 1), xlabel="iteration", ylabel="confidence")
         finish(axes)
         return Drawing(
             "Thresholds ξ and ξ†",
-            "Lines: what the mixture of the training's confidences gives. Markers: at each evaluation, the fixed "
-            "threshold of AN's M′ (for ξ) and M†′ (for ξ†) with the highest mIoU against the masks.",
+            "Lines: what the mixture of the training's confidences gives."
+            + " Circles and squares: at each evaluation, the fixed threshold of AN's M′ (for ξ) and M†′ (for ξ†) with "
+            f"the highest mIoU against the masks, on {where(known)}." * bool(known),
             svg(figure),
         )
 
@@ -91,7 +94,7 @@ def segmentation_miou(runs: Sequence[Run]) -> Drawing | None:
         runs,
         {"seg_label_free": "label-free", "seg_label_aware": "label-aware"},
         "mIoU of the segmentation",
-        "On the validation images. Label-free: the honest number; label-aware: told which classes an image holds.",
+        "Label-free: the honest number; label-aware: told which classes an image holds.",
         "mIoU in %",
         networks=("on", "an"),
     )
@@ -108,7 +111,7 @@ def cam_miou(runs: Sequence[Run]) -> Drawing | None:
             "ensemble_best": "ensemble, best threshold",
         },
         "mIoU of the CAMs",
-        "AN's pseudo-labels on the validation images, told the images' classes.",
+        "AN's pseudo-labels, told the images' classes.",
         "mIoU in %",
     )
 
@@ -158,7 +161,8 @@ def _evaluated(
     if len(runs) > 1:
         names, networks = dict(list(names.items())[:2]), ("an",)
     records = [record for run in runs for network in networks for record in run.evaluations[network]]
-    if not any(key in record for record in records for key in names):
+    records = [record for record in records if any(key in record for key in names)]
+    if not records:
         return None
     with panels(1, 1, 2.9) as (axes, figure):
         for number, run in enumerate(runs):
@@ -176,7 +180,7 @@ def _evaluated(
         axes[0].set(xlabel="iteration", ylabel=unit)
         axes[0].margins(y=0.15)
         finish(axes)
-        return Drawing(title, caption, svg(figure))
+        return Drawing(title, f"{caption} On {where(records)}.", svg(figure))
 
 
 def _finite(points: tuple[list[int], list[float]]) -> tuple[list[int], list[float]]:

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from cosa_fast.evaluation.observed import OUTCOMES
+from cosa_fast.evaluation.result import shortened
 from cosa_fast.kernels import perplexity
 from cosa_fast.report.drawing import COLOURS, DASHES, MARKERS, SHADES, WIDTH, Drawing, finish, panels, svg
-from cosa_fast.report.reading import Record, Run
+from cosa_fast.report.reading import Record, Run, where
 
 Array = NDArray[np.float64]
 # (map in the files, its name, its threshold's)
@@ -24,10 +25,14 @@ PERPLEXITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0
 RANGES = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 99.0))
 # Beyond so many classes, letters in a matrix cannot be read.
 MOST_CLASSES = 24
+LONGEST_NAME = 24  # of a class beside a matrix
+# What stands in for the truth where there are no masks.
+AGREEMENT = " with the CAM's pseudo-label, which is no truth: both may be wrong"
 
 
 class Pair(NamedTuple):
-    """Pixels of class `truth` that the segmentation calls `found`; share: of all pixels of that truth, in [0, 1]."""
+    """Pixels of class `truth` (without masks: of the CAM's pseudo-label) that the segmentation calls `found`; share: of
+    all pixels of that truth, in [0, 1]."""
 
     truth: str
     found: str
@@ -83,7 +88,8 @@ def _histogram(axes: Axes, entry: Record, mark: str) -> None:
 
 def sweeps(runs: Sequence[Run]) -> Drawing | None:
     """mIoU of the CPL at every threshold."""
-    if not any(_an(run.last).get("sweep") for run in runs):
+    shown = [run for run in runs if _an(run.last).get("sweep")]
+    if not shown:
         return None
     with panels(1, 1, 2.9) as (axes, figure):
         for number, run in enumerate(runs):
@@ -103,7 +109,7 @@ def sweeps(runs: Sequence[Run]) -> Drawing | None:
         finish(axes)
         return Drawing(
             "The CPL at every threshold",
-            "AN's pseudo-labels on the validation images at fixed thresholds; markers: at ξ and ξ† of the training.",
+            f"AN's pseudo-labels at fixed thresholds; markers: at ξ and ξ† of the training. On {_where(shown)}.",
             svg(figure),
         )
 
@@ -128,8 +134,9 @@ def perplexity_accuracy(run: Run) -> Drawing | None:
         finish(axes)
         return Drawing(
             "Perplexity and accuracy",
-            "Above: how many pixels of the CPL at ξ (ξ†) are right, by their perplexity, on validation images with a "
-            "class. Below: how many pixels have that perplexity. The method trusts pixels by 1/perplexity.",
+            "Above: how many pixels of the CPL at ξ (ξ†) are right, by perplexity, in images with a class. Below: "
+            "how many pixels have that perplexity. The method trusts pixels by 1/perplexity. "
+            f"On {_where([run])}.",
             svg(figure),
         )
 
@@ -161,23 +168,21 @@ def perplexity_over_time(run: Run) -> Drawing | None:
         axes[-1].set_xlabel("evaluation after iteration")
         return Drawing(
             "Perplexity over time",
-            "Validation images with a class, at the ξ and ξ† of each evaluation. Up to 1 (loss.csc_epsilon) a pixel is "
-            "in Ω, and csc compares it.",
+            "Images with a class, at the ξ and ξ† of each evaluation. Up to 1 (loss.csc_epsilon) a pixel is in Ω, and "
+            f"csc compares it. On {where(run.evaluations['an'])}.",
             svg(figure),
         )
 
 
 def classes(runs: Sequence[Run]) -> Drawing | None:
-    """Per class: IoU of segmentation and CAM, and the classifier's average precision."""
+    """Per class: IoU of segmentation and CAM (without masks: with each other), and the classifier's average
+    precision."""
     rows = [(run, _an(run.last).get("per_class", {})) for run in runs]
     names = list(dict.fromkeys(name for _, per_class in rows for name in per_class))
     if not names:
         return None
-    shown = (
-        {"seg_label_free": "segmentation", "cam_best": "CAM, best"}
-        if any("seg_label_free" in values for _, per_class in rows for values in per_class.values())
-        else {"seg_cam_agreement": "CAM/segmentation"}
-    )
+    true = any("seg_label_free" in values for _, per_class in rows for values in per_class.values())
+    shown = {"seg_label_free": "segmentation", "cam_best": "CAM, best"} if true else {"seg_cam_agreement": "agreement"}
     with panels(1, 2, 0.9 + 0.21 * len(names) * max(1, len(runs) / 2), sharey=True) as (axes, figure):
         heights = {name: -position for position, name in enumerate(names)}
         for number, (run, per_class) in enumerate(rows):
@@ -194,37 +199,42 @@ def classes(runs: Sequence[Run]) -> Drawing | None:
             ]
             colour = COLOURS[(number if len(runs) > 1 else 2) % len(COLOURS)]
             axes[1].plot([x for x, _ in points], [y for _, y in points], "^", color=colour)
-        axes[0].set(xlim=(0, 100), xlabel="IoU in %", ylim=(-len(names) + 0.4, 0.6))
+        axes[0].set(xlim=(0, 100), xlabel="IoU in %" if true else "agreement, IoU in %", ylim=(-len(names) + 0.4, 0.6))
         axes[0].set_yticks(list(heights.values()), names)
         axes[1].set(xlim=(0, 100), xlabel="image AP in %")
         if len(axes[0].get_legend_handles_labels()[1]) > 1:
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
         return Drawing(
             "Classes",
-            "AN at the last evaluation. Left: IoU. Right: average precision of the classifier over the images.",
+            f"AN at the last evaluation. Left: IoU{'' if true else AGREEMENT}. Right: average precision of the "
+            f"classifier over the images. On {_where(runs)}.",
             svg(figure),
         )
 
 
 def confusions(run: Run) -> Drawing | None:
-    """The confusion matrix of the label-free segmentation, each row in percent of its truth."""
+    """The confusion matrix of the label-free segmentation with the truth, without masks with the CAM's pseudo-label;
+    each row in percent of itself."""
     names, matrix = _confusion(run)
     if not names:
         return None
     kept = _most_confused(matrix)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    size = 1.6 + 0.13 * len(kept)
+    longest = max(len(names[index]) for index in kept)
+    size = 2.0 + 0.13 * len(kept) + 0.05 * min(longest, LONGEST_NAME)  # below the letters, room for the label beside
     with panels(1, 1, min(WIDTH, size)) as (axes, figure):
         axes[0].grid(False)
         drawn = axes[0].imshow(shares[np.ix_(kept, kept)], cmap=SHADES, vmin=0, vmax=100)
-        labels = [names[index] for index in kept]
+        labels = [shortened(names[index], LONGEST_NAME) for index in kept]
         axes[0].set_xticks(range(len(kept)), labels, rotation=90)
         axes[0].set_yticks(range(len(kept)), labels)
         axes[0].tick_params(labelsize=9 if len(kept) <= 12 else 7)
-        axes[0].set(xlabel="segmentation", ylabel="truth" if _has_masks(run) else "CAM's pseudo-label")
+        axes[0].set(xlabel="segmentation", ylabel="truth" if run.has_masks else "CAM's\npseudo-label")
         figure.colorbar(drawn, ax=axes[0], label="% of the row", shrink=0.8)
         left = f" The {len(kept)} of {len(names)} classes with the most confusion." if len(kept) < len(names) else ""
-        return Drawing("Confusions", "AN's label-free segmentation at the last evaluation." + left, svg(figure))
+        title = "Confusions" if run.has_masks else "Segmentation and CAM's pseudo-label"
+        shown = f"AN at the last evaluation: label-free segmentation{'' if run.has_masks else AGREEMENT}."
+        return Drawing(title, f"{shown}{left} On {_where([run])}.", svg(figure))
 
 
 def confused_pairs(run: Run, count: int = 12) -> list[Pair]:
@@ -284,5 +294,6 @@ def _thresholds(observation: Record | None) -> dict[str, Record]:
     return (observation or {}).get("thresholds", {})
 
 
-def _has_masks(run: Run) -> bool:
-    return bool((run.last or {}).get("has_masks"))
+def _where(runs: Sequence[Run]) -> str:
+    """Which images the last evaluations are of."""
+    return where([record for run in runs for record in run.evaluations["an"][-1:]])

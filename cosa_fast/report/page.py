@@ -47,6 +47,12 @@ WHY = {
     "worst": ("Worst images", "by the segmentation of AN, the worst first"),
     "best": ("Best images", "by the segmentation of AN, the best first"),
 }
+_AGREE = "by the mIoU of AN's segmentation with the CAM's pseudo-label, which is no truth"
+WHY_WITHOUT_MASKS = {
+    "gallery": WHY["gallery"],
+    "worst": ("Where they agree least", f"{_AGREE}, from the lowest up"),
+    "best": ("Where they agree most", f"{_AGREE}, from the highest down"),
+}
 # What drawing from a file raises that was tampered with, or written by another version.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # What two runs need not share to be the same experiment.
@@ -84,7 +90,9 @@ def page(runs: Sequence[Run]) -> str:
         settings=_differing_settings(runs) if several else [],
         sections=[(heading, _drawings(runs, together, alone)) for heading, together, alone in SECTIONS],
         galleries=[_gallery(run) for run in runs],
-        pairs=[(run.name, _pairs(run)) for run in runs],
+        pairs=[(run.name, run.has_masks, _pairs(run)) for run in runs],
+        any_masks=any(run.has_masks for run in runs),
+        biases=list(dict.fromkeys(filter(None, map(_bias, runs)))),
     )
 
 
@@ -115,11 +123,26 @@ def _headlines(runs: Sequence[Run]) -> list[Record]:
             "run": run.name,
             "network": _title(run, network),
             "iteration": figures.get("iteration"),
+            "images": _extent(figures["evaluated_on"]),
             "figures": {HEADLINES[key]: figures.get(key) for key in used},
         }
         for run, network, figures in rows
         if figures
     ]
+
+
+def _extent(evaluated_on: Record) -> str:
+    """ "8 of 222", "222"; a dash where it is not known."""
+    images, of = evaluated_on.get("images", "–"), evaluated_on.get("of")
+    return f"{images}" if of in (None, images) else f"{images} of {of}"
+
+
+def _bias(run: Run) -> str | None:
+    """What must be said of best.pt beside figures on the images that it is chosen on."""
+    select = run.setting("eval", "select")
+    if select in (None, "none") or not any("seg_label_free" in record for record in run.evaluations["an"]):
+        return None
+    return f"best.pt is chosen by eval.select = {select} on these images: its figures on the same images are too high."
 
 
 def _title(run: Run, network: str) -> str:
@@ -165,14 +188,14 @@ def _pairs(run: Run) -> list[distributions.Pair]:
 
 
 def _gallery(run: Run) -> Record:
-    found: Record = {"run": run.name, "iteration": 0, "legend": [], "groups": []}
+    found: Record = {"run": run.name, "iteration": 0, "legend": [], "groups": [], "has_masks": run.has_masks}
     try:
         pictures = run.pictures or {"rows": [], "classes": [], "iteration": 0}
         shown = sorted({index for row in pictures["rows"] for index in row["shown"]})
         rows = [{key: row[key] for key in ("why", "id", "present", "quality", "panels")} for row in pictures["rows"]]
         groups = [
             {"title": title, "note": note, "rows": [row for row in rows if row["why"] == why]}
-            for why, (title, note) in WHY.items()
+            for why, (title, note) in (WHY if run.has_masks else WHY_WITHOUT_MASKS).items()
         ]
         legend = [(pictures["classes"][index - 1], _css(index)) for index in shown]
         found |= {"iteration": pictures["iteration"], "legend": legend}

@@ -10,6 +10,7 @@ from typing import Any
 
 from cosa_fast.config.reading import load_yaml
 from cosa_fast.errors import UserError
+from cosa_fast.evaluation.evaluated import described
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
 from cosa_fast.files import nearest, read_json, read_text
 from cosa_fast.run.folder import RunFolder
@@ -21,7 +22,8 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class Run:
     """name: told apart from those of the other runs. training: log.jsonl's records of steps. evaluations: those of each
-    network ("on", "an"). observations: run/observations.py's files, by iteration. pictures: the last gallery, or None.
+    network ("on", "an"), as `evaluations` gives them. observations: run/observations.py's files, by iteration.
+    pictures: the last gallery, or None.
     """
 
     name: str
@@ -42,6 +44,11 @@ class Run:
     def last(self) -> Record | None:
         """The newest observation."""
         return self.observations[-1] if self.observations else None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the figures tell of the truth; else they tell of the CAM's pseudo-label."""
+        return bool((self.last or {}).get("has_masks", True))
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """A value of config.yaml."""
@@ -72,20 +79,43 @@ def _read(path: Path, name: str) -> Run:
             "give a folder that a training wrote, such as runs/voc"
         )
     records = read_log(folder.log)
-    evaluations = {
-        network: _by_iteration([record for record in records if record.get("kind") == f"eval_{key}"])
-        for network, key in NAMES_IN_FILES.items()
-    }
     observations = [record for file in sorted(folder.observed.glob("[0-9]*.json")) if (record := _observation(file))]
     return Run(
         name,
         _mapping(load_yaml(read_text(folder.config), str(folder.config))),
         _mapping(read_json(folder.manifest)) if folder.manifest.is_file() else {},
         _by_iteration([record for record in records if record.get("kind") == "train"]),
-        evaluations,
+        {network: evaluations(folder, records, network) for network in NAMES_IN_FILES},
         [record for record in observations if record["iteration"] <= max(_iterations(records), default=0)],
         _pictures(folder.pictures),
     )
+
+
+def evaluations(folder: RunFolder, records: list[Record], network: str) -> list[Record]:
+    """Those of "on" or "an" among log.jsonl's records, one an iteration. "evaluated_on": of which images, as
+    `Evaluated.evaluated_on` gives it, or what is known of that."""
+    key = NAMES_IN_FILES[network]
+    found = _by_iteration([record for record in records if record.get("kind") == f"eval_{key}"])
+    return [{**record, "evaluated_on": _evaluated_on(folder, record, key)} for record in found]
+
+
+def _evaluated_on(folder: RunFolder, record: Record, key: str) -> Record:
+    """Logs from before it was logged leave the number to the observation."""
+    found = _mapping(record.get("evaluated_on"))
+    if not found:
+        observation = _observation(folder.observation(record["iteration"])) or {}
+        found = {"images": _mapping(observation.get(key)).get("images")}
+    return found if isinstance(found.get("images"), int) else {}
+
+
+def where(records: Sequence[Record]) -> str:
+    """Which images evaluations are of, in words."""
+    known = [record["evaluated_on"] for record in records]
+    if not known or not all(known):
+        return "validation images (how many is not recorded)"
+    places = list(dict.fromkeys(map(described, known)))
+    same = len({(each.get("identity"), each["images"]) for each in known}) == 1
+    return places[0] if same and len(places) == 1 else f"{' or '.join(places)}, not always the same"
 
 
 def _by_iteration(records: list[Record]) -> list[Record]:

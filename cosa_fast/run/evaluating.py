@@ -174,7 +174,8 @@ def evaluate_networks(
     networks: Networks, config: Config, names: Sequence[str] = ("on", "an"), *, limit: int | None = None
 ) -> dict[str, AnyResult]:
     """The result of each named network ("on", "an") on data.val_split, or on `limit` images of it (None: eval.limit),
-    with its `bias`; a terminal shows a bar. UserError for a set that does not fit the networks, or a file that cannot be read."""
+    with its `bias`; a terminal shows a bar. UserError for a set that does not fit the networks, or a file that cannot
+    be read."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     device = pick_device(config.run.device)

@@ -2,7 +2,7 @@
 
 | in runs/NAME/observed | |
 |---|---|
-| NNN.json | the evaluation after NNN iterations: of which images, per class, confusions, confidences, histograms and fits behind ξ, ξ† |
+| NNN.json | the evaluation after NNN iterations: which images, per class, confusions, confidences, what ξ and ξ† are of |
 | pictures.json | the panels of the last evaluation's gallery, and of its worst and best images: JPEG in base64 |
 """
 

@@ -69,7 +69,7 @@ def test_the_mean_of_the_agreement_is_that_of_the_rows_above_it(tmp_path: Path) 
     assert [line[0] for line in lines[1:4]] == ["background", "cat", "dog"]
     assert lines[3][1:3] == ["0", "-"]
     assert sum(values) / len(values) == pytest.approx(result.summary()["seg_cam_agreement"], abs=0.06)
-    assert list(result.per_class())[0] == "background"
+    assert next(iter(result.per_class())) == "background"
 
 
 def test_images_without_mask_and_label_are_refused(tmp_path: Path) -> None:

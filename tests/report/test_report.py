@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from PIL import Image
 from tiny_run import MakeConfig
 
@@ -22,8 +24,9 @@ from cosa_fast.config.parsing import config_from_dict
 from cosa_fast.errors import UserError
 from cosa_fast.report.__main__ import main
 from cosa_fast.report.distributions import confused_pairs
-from cosa_fast.report.page import write
-from cosa_fast.report.reading import read_runs, runs_in
+from cosa_fast.report.page import WHY, write
+from cosa_fast.report.page import page as page_of
+from cosa_fast.report.reading import Run, read_runs, runs_in, where
 from cosa_fast.run.training import train
 
 FIGURES = {
@@ -88,9 +91,110 @@ def run(tiny_values: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(train(config).directory).parent
 
 
+@pytest.fixture(scope="module")
+def without_masks(tiny_values: dict, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a folder without masks, with one evaluation and one record of its training."""
+    output = tmp_path_factory.mktemp("without")
+    shutil.copytree(data_root / "JPEGImages", output / "mine")
+    shutil.copy(data_root / "labels.json", output / "mine")
+    overrides = [f"run.output={output}", f"data.root={output / 'mine'}", "data.format=folder", "data.val_split=null"]
+    overrides += ["optim.iterations=2", "optim.cotrain_after=1", "run.log_every=2"]
+    return write(train(config_from_dict(tiny_values, overrides, where="tiny")).directory).parent
+
+
 @pytest.fixture
 def page(run: Path) -> Page:
     return read(run / "report.html")
+
+
+def drawings(page: Page) -> dict[str, ET.Element]:
+    """The figures of a page by their titles."""
+    sources = [(alt.partition(".")[0], source) for source, alt in page.pictures if "svg" in source[:20]]
+    return {title: ET.fromstring(base64.b64decode(source.split(",", 1)[1])) for title, source in sources}
+
+
+def box(text: ET.Element) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a line of an SVG's letters as matplotlib writes it: level or upright."""
+    style, transform = text.get("style", ""), text.get("transform", "")
+    size = float(re.search(r"font-size: ([\d.]+)px", style)[1])  # type: ignore[index]
+    place = re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", transform)
+    x, y = map(float, place.groups() if place else (text.get("x", 0), text.get("y", 0)))
+    extents = TextPath((0, 0), text.text or " ", size=size, prop=FontProperties(family="DejaVu Sans")).get_extents()
+    length, high = (extents.x1, extents.y1) if text.text else (0.0, 0.0)
+    begin = -length * (0.5 if "middle" in style else 1.0 if "anchor: end" in style else 0.0)
+    if "rotate(-90" in transform:
+        return x - high, y - begin - length, x, y - begin
+    return x + begin, y - high, x + begin + length, y
+
+
+def test_no_letters_are_cut_off(page: Page, without_masks: Path) -> None:
+    for title, root in (drawings(page) | drawings(read(without_masks / "report.html"))).items():
+        _, _, width, height = map(float, root.attrib["viewBox"].split())
+        for text in root.iter("{http://www.w3.org/2000/svg}text"):
+            left, top, right, bottom = box(text)
+            inside = left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
+            assert inside or "rotate(60" in text.get("transform", ""), (title, text.text, box(text), (width, height))
+
+
+def test_without_masks_nothing_speaks_of_truth(without_masks: Path) -> None:
+    page = read(without_masks / "report.html")
+    for word in ("mIoU of this image", "is called", "Worst", "Best images", "best fixed", "the truth"):
+        assert word not in page.text, word
+    assert "CAM's pseudo-label segmentation pixels of the pseudo-label" in page.text, "the heads of the table"
+    assert "agreement of segmentation and CAM's pseudo-label)" in page.text
+    assert "1 image held out of the training" in " ".join(alt for _, alt in page.pictures)
+    assert {"Without masks", "Classes", "Segmentation and CAM's pseudo-label"} < set(drawings(page))
+
+
+def test_images_that_agree_least_and_most_are_called_that() -> None:
+    rows = [{"why": why, "id": why, "present": [], "quality": 42.0, "panels": {}, "shown": []} for why in WHY]
+    run = Run("mine", {}, {}, [], {"on": [], "an": []}, [], {"rows": rows, "classes": [], "iteration": 1})
+    for has_masks, wanted in ((True, "Worst images"), (False, "Where they agree least")):
+        observations = [{"iteration": 1, "has_masks": has_masks}]
+        text = page_of([replace(run, observations=observations)])
+        assert wanted in text
+        assert ("% mIoU of this image" in text) == has_masks
+
+
+def test_thresholds_are_seen_of_one_record_and_best_ones_where_there_are_any(page: Page, without_masks: Path) -> None:
+    masked, unmasked = (drawings(each)["Thresholds ξ and ξ†"] for each in (page, read(without_masks / "report.html")))
+    letters = ["".join(root.itertext()) for root in (masked, unmasked)]
+    assert ["best fixed" in text for text in letters] == [True, False]
+    markers = [use for use in unmasked.iter("{http://www.w3.org/2000/svg}use") if "#0072b2" in use.get("style", "")]
+    assert markers, "one point makes no line"
+
+
+def test_figures_say_of_how_many_images_they_are(run: Path, without_masks: Path, tmp_path: Path) -> None:
+    """As their evaluation says, not as many as the set has."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for record in lines:
+        if "evaluated_on" in record:
+            assert record["evaluated_on"]["images"] == 2
+            record["evaluated_on"]["of"] = 222
+    (other / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    main([str(other)])
+    page = read(other / "report.html")
+    captions = " ".join(alt for _, alt in page.pictures)
+    assert captions.count("2 of 222 images of val.") >= 7
+    assert "validation images." not in captions
+    assert "AN 6 2 of 222 " in page.text
+    assert "chosen by eval.select = label-free on these images" in page.text
+    main([str(run), str(other), "-o", str(tmp_path / "both.html")])
+    assert "2 images of val or 2 of 222 images of val" in read(tmp_path / "both.html").text
+
+
+def test_logs_without_the_number_of_images_leave_it_to_the_observations(run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({k: v for k, v in each.items() if k != "evaluated_on"}) + "\n" for each in lines)
+    (old / "log.jsonl").write_text(text)
+    assert read_runs([old])[0].evaluations["an"][-1]["evaluated_on"] == {"images": 2}
+    shutil.rmtree(old / "observed")
+    records = read_runs([old])[0].evaluations["an"]
+    assert where(records) == "validation images (how many is not recorded)"
 
 
 def test_every_figure_is_there_and_drawn(page: Page) -> None:

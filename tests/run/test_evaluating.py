@@ -6,7 +6,7 @@ import pytest
 
 from cosa_fast import evaluate
 from cosa_fast.config.schema import Config
-from cosa_fast.evaluation.networks import load, load_networks
+from cosa_fast.evaluation.networks import load
 from cosa_fast.run.evaluating import headline
 from cosa_fast.run.log import read_log
 from cosa_fast.run.training import train
@@ -44,11 +44,14 @@ def test_best_pt_says_by_what_and_on_which_images_it_was_chosen(
         "value": pytest.approx(max(figures.values())),
         "on": "val",
         "images": 2,
+        "identity": summary.results["an"].identity,
     }
-    assert load_networks(summary.folder.best).bias is not None
+    records = read_log(summary.folder.log)
+    wanted = summary.results["an"].evaluated_on("val")
+    assert [each["evaluated_on"] for each in records if each["kind"].startswith("eval_")] == [wanted] * 4
     capsys.readouterr()
     evaluate.main([str(summary.folder.best), "--network", "an"])
-    assert f"chosen by {figure} = {chosen['value']:.2f} on val" in capsys.readouterr().out
+    assert f"chosen by {figure} = {chosen['value']:.2f} on 2 images of val" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("select", "seen"), [("label-free", [4]), ("label-aware", [2, 4])])

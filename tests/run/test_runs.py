@@ -141,6 +141,14 @@ def test_last_checkpoints_and_the_best_are_kept(run: tuple[Path, Config]) -> Non
 def test_results_and_gallery_are_there_at_the_end(run: tuple[Path, Config]) -> None:
     results = json.loads((run[0] / "results.json").read_text(encoding="utf-8"))
     assert results["iteration"] == 6
+    assert {key: results["evaluated_on"][key] for key in ("images", "of", "split")} == {
+        "images": 2,
+        "of": 2,
+        "split": "val",
+    }
+    rows = (run[0] / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0].endswith(",evaluated_images,of_images")
+    assert all(row.endswith(",2,2") for row in rows[1:])
     for network in ("student", "teacher"):
         assert results[network]["seg_label_free"] == records(run[0], f"eval_{network}")[-1]["seg_label_free"]
     with Image.open(run[0] / "gallery.png") as picture:
