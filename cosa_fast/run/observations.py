@@ -2,7 +2,7 @@
 
 | in runs/NAME/observed | |
 |---|---|
-| NNN.json | the evaluation after NNN iterations: which images, per class, confusions, confidences, what ξ and ξ† are of |
+| NNN.json | the evaluation after NNN iterations: which images, per class, confusions, confidences, behind ξ and ξ† |
 | pictures.json | the panels of the last evaluation's gallery, and of its worst and best images: JPEG in base64 |
 """
 
