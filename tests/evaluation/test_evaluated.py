@@ -1,4 +1,4 @@
-"""Which images an evaluation's figures are of: in words, and known again wherever they lie."""
+"""Which images an evaluation's figures are of: in words and for files."""
 
 from pathlib import Path
 
@@ -29,9 +29,3 @@ def test_a_result_says_of_how_many_images_it_is(tmp_path: Path) -> None:
     found = result.evaluated_on("val")
     assert found == {"images": 2, "of": 3, "split": "val", "identity": found["identity"]}
     assert result.evaluated_on(None)["split"] == "held out"
-
-
-def test_images_are_known_again_in_another_folder_and_others_of_the_same_names_told_apart(tmp_path: Path) -> None:
-    first, copy = (evaluate(ColourNet(), make_dataset(tmp_path / name, block_masks())).identity for name in "ab")
-    other = evaluate(ColourNet(), make_dataset(tmp_path / "c", block_masks()[::-1])).identity
-    assert first == copy != other
