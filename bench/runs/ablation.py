@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bench.runs import averages
 from bench.runs.matrix import Matrix, Run
 from bench.runs.reading import parse_records, read_run
-from cosa_fast.config.parsing import config_to_dict, load_config
+from cosa_fast.config.parsing import config_to_dict, saved_config
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
@@ -53,7 +53,7 @@ def state(run: Run) -> str:
                 "or give another --output"
             )
         return "new"
-    changed = _changed(load_config(folder.config), run.config)
+    changed = _changed(saved_config(folder.config), run.config)
     if changed:
         raise UserError(
             f"{folder.path}: holds a run with other settings ({changed}); remove the folder, or give another --output"

@@ -47,6 +47,19 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), *, w
     return config
 
 
+def saved_config(path: Path) -> Config:
+    """What a run left in its config.yaml. UserErrors as in `load_config`."""
+    return config_from_dict(completed(_read_yaml(path)), where=str(path))
+
+
+def completed(saved: Any) -> Any:
+    """The settings that a run has saved, as `config_to_dict` gave them, with those that were not there at its time."""
+    loss = saved.get("loss") if isinstance(saved, dict) else None
+    if not isinstance(loss, dict):
+        return saved
+    return {**saved, "loss": {"csc_vectors": "logits", **loss}}  # before there was a choice, csc compared logits
+
+
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The nested plain dictionary (lists instead of tuples) that YAML and a checkpoint can hold."""
 
