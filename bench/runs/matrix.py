@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa_fast.config.parsing import CONFIG_DIRECTORY, find_config, load_config
+from cosa_fast.config.parsing import CONFIG_DIRECTORY, find_config, load_config, settings_named
 from cosa_fast.config.reading import load_yaml, shown
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, hint
@@ -178,9 +178,9 @@ def _overrides(values: Any, where: str) -> tuple[str, ...]:
 
 
 def _check_override(override: str, where: str) -> None:
-    key = override.partition("=")[0].strip()
-    if key in OWN:
-        raise UserError(f"{where}: override '{override}': {key} is set by {OWN[key]}")
+    for key in settings_named(override):
+        if key in OWN:
+            raise UserError(f"{where}: override '{override}': {key} is set by {OWN[key]}")
 
 
 def _seeds(values: Any, path: Path) -> list[int]:

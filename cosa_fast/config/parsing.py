@@ -128,6 +128,17 @@ def _read_override(override: str, origin: str, values: dict[str, Any]) -> dict[s
     return value
 
 
+def settings_named(override: str) -> list[str]:
+    """The settings, as SECTION.KEY, that `key=value` changes: `loss={csc: 0}` and `loss.csc=0` are one. UserError for a
+    value that is no YAML."""
+    key, _, text = override.partition("=")
+    section, *entry = key.split(".")
+    if entry:
+        return [f"{section}.{entry[0]}"]
+    value = load_yaml(text, f"override {shown(override)}")
+    return [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
+
+
 def _mapping_at(values: Any, parts: Sequence[str]) -> dict[str, Any]:
     """What is under a dotted key; nothing where that is no mapping."""
     for part in parts:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.parsing import config_from_dict, config_to_dict, settings_named
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import pick_device
@@ -155,13 +155,13 @@ def configure(networks: Networks, overrides: Sequence[str], where: str, used: Se
     model say what an imported file is."""
     known = {f"{section}.{key}" for section, values in config_to_dict(networks.config).items() for key in values}
     for override in overrides:
-        key = ".".join(override.partition("=")[0].split(".")[:2])
-        tells = networks.imported is not None and key.startswith("model.")
-        if key in known.difference(used) and not tells:
-            raise UserError(
-                f"override '{override}': {key} belongs to the training of {where} and has no effect here; what has: "
-                f"{', '.join(used)}"
-            )
+        for key in settings_named(override):
+            tells = networks.imported is not None and key.startswith("model.")
+            if key in known.difference(used) and not tells:
+                raise UserError(
+                    f"override '{override}': {key} belongs to the training of {where} and has no effect here; what "
+                    f"has: {', '.join(used)}"
+                )
     if networks.imported is not None:
         return networks.config  # in which the overrides are
     return config_from_dict(config_to_dict(networks.config), overrides, where=where)

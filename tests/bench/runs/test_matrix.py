@@ -106,6 +106,7 @@ def test_environment_variables_are_filled_in_and_kept_out_of_what_is_reported(
         (GOOD + "runs:\n  a: [loss.cscc=0]\n", r"runs.a: override 'loss.cscc=0': unknown key .*mean 'loss.csc'\?"),
         (GOOD + "runs:\n  a: loss.csc=0\n", "runs.a = 'loss.csc=0' must be a list of key=value"),
         (GOOD + "runs:\n  a: [run.seed=3]\n", "runs.a: override 'run.seed=3': run.seed is set by seeds"),
+        (GOOD + "runs:\n  a:\n  - 'run={seed: 3}'\n", "runs.a: override 'run={seed: 3}': run.seed is set by seeds"),
         (GOOD + "runs:\n  a:\n  a: [loss.csc=0]\n", "mine.yaml: not valid YAML: the key 'a' comes twice"),
         (GOOD + "runs: " + "[" * 3000, "mine.yaml: not valid YAML: maximum recursion depth"),
         (GOOD + "runs: {a: [2020-99-99]}", "mine.yaml: not valid YAML: month must be in 1..12"),
