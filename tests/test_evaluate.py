@@ -94,6 +94,8 @@ def test_evaluate_takes_a_network_a_split_and_a_limit(
         (["eval.coexistence=[hrose]"], "hrose"),
         (["--json", "{root}"], "cannot be written"),
         (["data.root=/nowhere"], "/nowhere"),
+        (["--split", ""], "--split: is empty; give a split by its name"),
+        (["data.val_split=null"], r"nothing was held out of the training of .*, such as data.val_split=val$"),
     ],
 )
 def test_evaluate_reports_mistakes_in_one_line(saved: tuple[Path, Path], arguments: list[str], message: str) -> None:
