@@ -64,6 +64,21 @@ def state(run: Run) -> str:
     return f"resume at {int(checkpoints[-1].stem)}" if checkpoints else "new"
 
 
+def states(runs: Sequence[Run]) -> list[str]:
+    """`state` of each run. The UserError names all folders that are refused, so that they can be dealt with at once."""
+    found: list[str] = []
+    refused: dict[Path, str] = {}
+    for run in runs:
+        try:
+            found.append(state(run))
+        except UserError as error:
+            refused[run.folder.path] = str(error)
+    if refused:
+        first, *others = refused
+        raise UserError(refused[first] + (f" (refused as well: {', '.join(map(str, others))})" if others else ""))
+    return found
+
+
 def _is_finished(run: Run) -> bool:
     """Whether the results of its last iteration are there. Damaged ones do not count: a resumed run evaluates anew."""
     with suppress(UserError):
@@ -91,8 +106,7 @@ def command(run: Run) -> list[str]:
 
 def print_plan(runs: Sequence[Run]) -> None:
     """What would be done: a line for each run."""
-    for run in runs:
-        now = state(run)
+    for run, now in zip(runs, states(runs), strict=True):
         print(f"{run}: {now}" if now == "finished" else f"{run}: {now}: {shlex.join(command(run))}")
 
 
@@ -164,8 +178,9 @@ def _start(run: Run, place: int, environment: dict[str, str], lock: int) -> _Job
 def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> list[str]:
     """Bring every run to its end, `jobs` at a time; a line for each. Returns what went wrong with the others.
 
-    `after_each` is called after each run that has come to its end. KeyboardInterrupt, or SIGTERM, which becomes one,
-    stops: the runs at work have then saved their state. UserError if another ablation is at work in the folder.
+    `after_each` is called before the first of them begins, and after each that has come to its end. KeyboardInterrupt,
+    or SIGTERM, which becomes one, stops: the runs at work have then saved their state. UserError if another ablation is
+    at work in the folder.
     """
     with _owned(matrix.runs[0].folder.path.parent) as lock:
         return _train_all(matrix, jobs, after_each, lock)
@@ -174,11 +189,13 @@ def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> li
 def _train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object], lock: int) -> list[str]:
     waiting: list[tuple[int, Run]] = []
     failures: list[str] = []
-    for number, run in enumerate(matrix.runs, 1):
-        if state(run) == "finished":
+    for number, (run, now) in enumerate(zip(matrix.runs, states(matrix.runs), strict=True), 1):
+        if now == "finished":
             _say(matrix, number, run, f"kept: {_scores(run)}")
         else:
             waiting.append((number, run))
+    after_each()
+    jobs = min(jobs, len(matrix.runs))
     environments = places(jobs, matrix.runs)
     free = list(range(jobs))
     active: dict[int, _Job] = {}
@@ -282,7 +299,12 @@ def figures(run: Run) -> dict[str, dict[str, float]]:
 def _scores(run: Run) -> str:
     """AN's headline figures and the time of the training steps."""
     own = figures(run)["an"]
-    names = {"seg_label_free": "label-free", "seg_label_aware": "label-aware", "cam_best": "CAM"}
+    names = {
+        "seg_label_free": "label-free",
+        "seg_label_aware": "label-aware",
+        "cam_best": "CAM",
+        "image_ap": "image AP",
+    }
     said = ", ".join(f"{label} {own[figure]:.1f}" for figure, label in names.items() if figure in own)
     return f"{said} ({read_run(run.folder.path).minutes:.1f} min)"
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
@@ -226,9 +228,21 @@ def test_a_folder_with_other_settings_is_refused(stand_in: LoadMatrix, tmp_path:
     assert ablate_in(tmp_path, "run.log_every=7", "data.workers=1") == 0
     with pytest.raises(UserError, match=r"paper_0: holds a run with other settings \(loss.s2c: 0.05 -> 0.5\); remove"):
         ablate_in(tmp_path, "loss.s2c=0.5")
+    others = ", ".join(str(run.folder.path) for run in matrix.runs[1:])
+    with pytest.raises(UserError, match=re.escape(f"another --output (refused as well: {others})")):
+        ablate_in(tmp_path, "loss.s2c=0.5", "--dry-run")
     matrix.runs[0].folder.config.unlink()
     with pytest.raises(UserError, match=r"paper_0: holds a run without its config.yaml, whose settings may be others"):
         ablate_in(tmp_path, "loss.s2c=0.5")
+
+
+def test_a_row_that_is_trained_anew_leaves_the_tables_at_once(stand_in: LoadMatrix, tmp_path: Path) -> None:
+    matrix = stand_in("paper", "csc_off")
+    assert ablate_in(tmp_path) == 0
+    shutil.rmtree(matrix.runs[3].folder.path)
+    missing: list[list[str]] = []
+    assert ablation.train_all(matrix, 1, lambda: missing.append(ablation.gather(matrix)[2]["missing"])) == []
+    assert missing == [["csc_off, seed 1"], []]
 
 
 @pytest.mark.parametrize("left", ["", "[]", "{}", '{"iteration": 3}'])
