@@ -34,6 +34,8 @@ from cosa_fast.run.signals import Signals
 
 # A loss this many times the least of its phase has risen.
 RISEN = 2.0
+# The columns of results.csv that say of how many images the figures are.
+EXTENT = ("evaluated_images", "of_images")
 
 
 class Endings:
@@ -178,14 +180,14 @@ def finish(folder: RunFolder, iteration: int, results: dict[str, AnyResult], spl
             "network": NAMES_IN_FILES[name],
             "class": label,
             **scores,
-            "evaluated_images": on[name]["images"],
-            "of_images": on[name]["of"],
+            **dict(zip(EXTENT, (on[name]["images"], on[name]["of"]), strict=True)),
         }
         for name, result in results.items()
         for label, scores in result.per_class().items()
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    columns = sorted(dict.fromkeys(key for line in lines for key in line), key=EXTENT.__contains__)  # these two last
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
     write_text(folder.per_class, text.getvalue())
