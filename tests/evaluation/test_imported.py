@@ -70,7 +70,7 @@ def test_a_file_of_the_release_scores_as_the_same_network_saved_here(
         assert records[0][name] == records[1][name]
     capsys.readouterr()
     assert evaluate.main([str(official), "--config", str(settings), "--crf", "ours", "--limit", "1"]) == 0
-    assert capsys.readouterr().out.count("with CRF, 1 image\n") == 1
+    assert capsys.readouterr().out.count("with CRF, 1 of ") == 1
     with pytest.raises(UserError, match=r"^--network an: has no effect, there is one network alone in .*best_seg"):
         evaluate.main([str(official), "--config", str(settings), "--network", "an"])
 
