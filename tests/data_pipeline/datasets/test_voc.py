@@ -234,5 +234,5 @@ def test_the_augmented_list_is_built_on_request_and_counted(
 
 
 def test_labels_are_written_into_the_devkit_that_was_found(devkit: Path) -> None:
-    assert main(["--format", "voc", "--root", str(devkit.parent.parent), "--split", "train", "--workers", "0"]) == 0
+    assert main(["--format", "voc", "--root", str(devkit.parent.parent), "--split", "train", "--from", "xml"]) == 0
     assert (devkit / "labels.json").is_file()
