@@ -173,7 +173,7 @@ def _to_be_filled(root: Path, dataset: ImageDataset, given: Path | None) -> list
     bare = missing if given else [index for index in missing if not dataset.has_mask(index)]
     if len(bare) == len(dataset) and not given:
         raise UserError(
-            f"{root}: no image labels ({dataset.label_source}) nor masks to take them from; give --labels FILE"
+            f"{root}: no image labels in {dataset.label_source}, nor masks to take them from; give --labels FILE"
         )
     if bare:
         ids = [dataset.ids[index] for index in bare]
