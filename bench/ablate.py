@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     Ctrl-C."""
     parser = CommandLine(prog="python bench/ablate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("ablations", help="YAML file, or the name of a shipped one: table3.yaml, table4.yaml, fig1.yaml, animals.yaml")
+    add("ablations", help="YAML file, or the name of a shipped one: table3.yaml, table4.yaml, fig1.yaml, ...")
     add("overrides", nargs="*", metavar="key=value", help="settings for all runs, after the file's own common ones")
     add("--like", metavar="ABLATIONS", help="take base, common overrides and seeds from that file, e.g. animals.yaml")
     add("--base", metavar="CONFIG", help="configuration to use in place of the file's base")
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         failures = train_all(matrix, arguments.jobs, lambda: report(matrix, out))
     except KeyboardInterrupt:
-        print("stopped; the runs at work have saved their state: the same command goes on", file=sys.stderr)
+        print("stopped: the same command goes on from what the runs have saved", file=sys.stderr)
         return 130
     print(f"\n{report(matrix, out)}")
     save_chart(matrix, out)

@@ -11,8 +11,11 @@ from cosa_fast.files import require_place
 
 
 def result_file(name: str) -> Path:
-    """The place of --out, with its folder made: nothing is measured that could then not be written. UserError."""
+    """The place of --out, with its folder made: nothing is measured that could then not be written. UserError, also for
+    a name that charts and texts beside it may have."""
     path = Path(name)
+    if path.suffix != ".json":
+        raise UserError(f"--out {name}: the results are JSON; choose a name that ends in .json")
     require_place(path, "--out")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

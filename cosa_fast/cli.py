@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, NoReturn
 
+from cosa_fast.config.parsing import settings_named
 from cosa_fast.errors import QuietError, UserError, first_line, hint
 from cosa_fast.run.signals import STOPPING, ended_at_once
 
@@ -130,7 +131,7 @@ class CommandLine(argparse.ArgumentParser):
                 raise UserError(f"{option}: has no effect without {needs}; add that, or leave {option} out")
             if excludes in given:
                 raise UserError(f"{option} and {excludes} contradict each other; leave one of them out")
-            if setting and any(word.startswith(f"{setting}=") for word in words):
+            if setting and any(setting in settings_named(word) for word in words if is_setting(word)):
                 raise UserError(f"{option} and {setting}=... are one setting; leave one of them out")
 
     def _option(self, word: str) -> str | None:

@@ -4,7 +4,7 @@ table. CKPT may be a file of another program, such as the official release's: `.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +165,12 @@ def _methods(crf: str) -> tuple[str, ...]:
     return tuple(METHODS) if crf == "both" else (crf,)
 
 
+def _name(text: str) -> str:
+    if not text:  # an unset variable of a shell, which would stand for what is held out
+        raise ArgumentTypeError("is empty; give a split by its name")
+    return text
+
+
 def _parser() -> CommandLine:
     parser = CommandLine(
         prog="python -m cosa_fast.evaluate",
@@ -181,7 +187,9 @@ def _parser() -> CommandLine:
     parser.add_argument(
         "--config", metavar="YAML", help="for files of other programs: settings; default: voc_ or coco_published.yaml"
     )
-    parser.add_argument("--split", metavar="NAME", short_for="data.val_split", help="short for data.val_split=NAME")
+    parser.add_argument(
+        "--split", metavar="NAME", type=_name, short_for="data.val_split", help="short for data.val_split=NAME"
+    )
     parser.add_argument(
         "--limit",
         metavar="N",

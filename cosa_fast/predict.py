@@ -34,7 +34,7 @@ from cosa_fast.evaluation.prediction import MAX_SIDE, Source, file_sources, requ
 from cosa_fast.files import require_place, write_json
 from cosa_fast.pictures import voc_test
 from cosa_fast.pictures.predictions import WHATS, Prediction, Predictor
-from cosa_fast.run.evaluating import PREDICTION, configure
+from cosa_fast.run.evaluating import OF_IMAGES, PREDICTION, configure
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     network = NETWORKS[arguments.network or "an"]
     if networks.imported is not None:
         print(networks.imported)
-    networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint, PREDICTION))
+    used = PREDICTION if arguments.split or networks.imported is not None else OF_IMAGES
+    networks = replace(networks, config=configure(networks, overrides, arguments.checkpoint, used))
     if arguments.split:
         networks, sources = _of_split(networks, arguments.split)
     if arguments.voc_test:

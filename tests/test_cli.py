@@ -155,6 +155,7 @@ def test_a_misspelt_option_is_one_line_with_the_nearest(door: str) -> None:
             r"^--split and data.val_split=\.\.\. are one setting",
         ),
         ("evaluate", "eval.limit=3 x.pt --limit 2", r"^--limit and eval.limit=\.\.\. are one setting"),
+        ("evaluate", 'eval={"limit":3} x.pt --limit 2', r"^--limit and eval.limit=\.\.\. are one setting"),
         (
             "predict",
             "x.pt a.jpg -o out eval.scales=[1] --scales 2",

@@ -88,14 +88,18 @@ def test_evaluate_takes_a_network_a_split_and_a_limit(
         (["model.aux_layer=-1"], "model.aux_layer belongs to the training"),
         (["eval.every=5"], "eval.every belongs to the training .* has no effect here; what has: data.root, "),
         (["log.wandb=true"], "log.wandb belongs to the training"),
+        (["loss={csc: 0}"], r"override 'loss=\{csc: 0\}': loss.csc belongs to the training"),
+        (["eval={scales: [1.0], every: 5}"], "eval.every belongs to the training"),
         (["eval.scale=[1.0]"], "did you mean"),
         (["eval.coexistence=[hrose]"], "hrose"),
         (["--json", "{root}"], "cannot be written"),
         (["data.root=/nowhere"], "/nowhere"),
+        (["--split", ""], "--split: is empty; give a split by its name"),
+        (["data.val_split=null"], r"nothing was held out of the training of .*, such as data.val_split=val$"),
     ],
 )
 def test_evaluate_reports_mistakes_in_one_line(saved: tuple[Path, Path], arguments: list[str], message: str) -> None:
-    filled = [argument.format(root=saved[1]) for argument in arguments]
+    filled = [argument.replace("{root}", str(saved[1])) for argument in arguments]
     with pytest.raises(UserError, match=message) as caught:
         main([str(saved[0]), *filled])
     assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +25,12 @@ from tqdm import tqdm
 from bench.runs import averages
 from bench.runs.matrix import Matrix, Run
 from bench.runs.reading import parse_records, read_run
-from cosa_fast.config.parsing import config_to_dict, load_config
+from cosa_fast.config.parsing import config_to_dict, saved_config
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError
 from cosa_fast.evaluation.networks import NAMES_IN_FILES
 from cosa_fast.files import read_json, write_json, write_text
+from cosa_fast.run.signals import STOPPING
 
 ROOT = Path(__file__).resolve().parents[2]
 # Settings that do not change what a run learns: a finished run is kept although they differ.
@@ -43,19 +44,47 @@ POLL_SECONDS = 0.2
 
 def state(run: Run) -> str:
     """ "finished", "resume at N" (of whose checkpoints the newest has N iterations) or "new". UserError if the folder
-    holds a run with other settings."""
+    holds a run with other settings, or with settings that nobody knows."""
     folder = run.folder
     if not folder.config.is_file():
+        if folder.kept():
+            raise UserError(
+                f"{folder.path}: holds a run without its config.yaml, whose settings may be others; remove the folder, "
+                "or give another --output"
+            )
         return "new"
-    changed = _changed(load_config(folder.config), run.config)
+    changed = _changed(saved_config(folder.config), run.config)
     if changed:
         raise UserError(
             f"{folder.path}: holds a run with other settings ({changed}); remove the folder, or give another --output"
         )
-    if folder.results.is_file() and read_json(folder.results)["iteration"] == run.config.optim.iterations:
+    if _is_finished(run):
         return "finished"
     checkpoints = folder.numbered()
     return f"resume at {int(checkpoints[-1].stem)}" if checkpoints else "new"
+
+
+def states(runs: Sequence[Run]) -> list[str]:
+    """`state` of each run. The UserError names all folders that are refused, so that they can be dealt with at once."""
+    found: list[str] = []
+    refused: dict[Path, str] = {}
+    for run in runs:
+        try:
+            found.append(state(run))
+        except UserError as error:
+            refused[run.folder.path] = str(error)
+    if refused:
+        first, *others = refused
+        raise UserError(refused[first] + (f" (refused as well: {', '.join(map(str, others))})" if others else ""))
+    return found
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether the results of its last iteration are there. Damaged ones do not count: a resumed run evaluates anew."""
+    with suppress(UserError):
+        results = read_json(run.folder.results)
+        return isinstance(results, dict) and results.get("iteration") == run.config.optim.iterations
+    return False
 
 
 def _changed(old: Config, new: Config) -> str:
@@ -77,8 +106,7 @@ def command(run: Run) -> list[str]:
 
 def print_plan(runs: Sequence[Run]) -> None:
     """What would be done: a line for each run."""
-    for run in runs:
-        now = state(run)
+    for run, now in zip(runs, states(runs), strict=True):
         print(f"{run}: {now}" if now == "finished" else f"{run}: {now}: {shlex.join(command(run))}")
 
 
@@ -102,6 +130,7 @@ class _Job:
     place: int
     process: subprocess.Popen[bytes]
     output: IO[bytes]
+    begin: int  # of what this process prints, in the file
     bar: tqdm = field(repr=False)
 
     def show(self) -> None:
@@ -135,6 +164,7 @@ def _start(run: Run, place: int, environment: dict[str, str], lock: int) -> _Job
     path.parent.mkdir(parents=True, exist_ok=True)
     # Appended to: what an earlier part of the run said is part of its story.
     output = path.open("ab")
+    begin = output.tell()
     # A session of its own, so that Ctrl-C reaches this process alone, which then lets the runs save.
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment,
@@ -142,14 +172,15 @@ def _start(run: Run, place: int, environment: dict[str, str], lock: int) -> _Job
     )  # fmt: skip
     total = run.config.optim.iterations
     bar = tqdm(total=total, desc=str(run), position=place, unit="it", leave=False, dynamic_ncols=True, disable=None)
-    return _Job(run, place, process, output, bar)
+    return _Job(run, place, process, output, begin, bar)
 
 
 def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> list[str]:
     """Bring every run to its end, `jobs` at a time; a line for each. Returns what went wrong with the others.
 
-    `after_each` is called after each run that has come to its end. KeyboardInterrupt, or SIGTERM, which becomes one,
-    stops: the runs at work have then saved their state. UserError if another ablation is at work in the folder.
+    `after_each` is called before the first of them begins, and after each that has come to its end. KeyboardInterrupt,
+    or SIGTERM, which becomes one, stops: the runs at work have then saved their state. UserError if another ablation is
+    at work in the folder.
     """
     with _owned(matrix.runs[0].folder.path.parent) as lock:
         return _train_all(matrix, jobs, after_each, lock)
@@ -158,16 +189,20 @@ def train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object]) -> li
 def _train_all(matrix: Matrix, jobs: int, after_each: Callable[[], object], lock: int) -> list[str]:
     waiting: list[tuple[int, Run]] = []
     failures: list[str] = []
-    for number, run in enumerate(matrix.runs, 1):
-        if state(run) == "finished":
+    for number, (run, now) in enumerate(zip(matrix.runs, states(matrix.runs), strict=True), 1):
+        if now == "finished":
             _say(matrix, number, run, f"kept: {_scores(run)}")
         else:
             waiting.append((number, run))
+    after_each()
+    jobs = min(jobs, len(matrix.runs))
     environments = places(jobs, matrix.runs)
     free = list(range(jobs))
     active: dict[int, _Job] = {}
-    with _terminating(active):
+    with _terminating(active) as told:
         while waiting or active:
+            if told:
+                raise KeyboardInterrupt
             while free and waiting:
                 number, run = waiting.pop(0)
                 place = free.pop(0)
@@ -192,20 +227,29 @@ def _end(job: _Job) -> str | None:
     """What went wrong with a run whose process has ended; None if it is finished."""
     job.bar.close()
     job.output.close()
-    if job.process.returncode == 0:
-        return None if job.run.folder.results.is_file() else "stopped by a signal, its state saved"
-    lines = _output(job.run).read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return f"failed ({said[-1] if said else f'exit status {job.process.returncode}'}); see {_output(job.run)}"
+    status = job.process.returncode
+    if status == 0:
+        return None if _is_finished(job.run) else "stopped by a signal, its state saved"
+    with _output(job.run).open("rb") as file:
+        file.seek(job.begin)
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()] or [f"exit status {status}"]
+    if status < 0:  # whatever it printed last is not the reason
+        said = [f"killed by signal {-status}{', perhaps for want of memory' * (-status == signal.SIGKILL)}"]
+    return f"failed ({said[-1]}); see {_output(job.run)}"
 
 
 @contextmanager
-def _terminating(active: dict[int, _Job]) -> Iterator[None]:
-    """Whatever ends the block early, the runs at work get SIGTERM and the time to save."""
+def _terminating(active: dict[int, _Job]) -> Iterator[list[int]]:
+    """Whatever ends the block early, the runs at work get SIGTERM and the time to save.
 
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    Yields the numbers of the SIGTERMs and Ctrl-Cs that have come. They are looked at, not raised: one that comes while
+    a run is being started would leave it behind, and one that comes while the runs save would leave them all.
+    """
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in STOPPING}
     try:
-        yield
+        yield told
     finally:
         for job in active.values():
             job.process.terminate()
@@ -230,23 +274,22 @@ def _output(run: Run) -> Path:
 
 def _logged_iteration(path: Path) -> int:
     """The last iteration in a log that is being written; 0 before there is one."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 10_000))
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
         records = parse_records(file.read().decode("utf-8", "replace").split("\n"))
-    return int(records[-1]["iteration"]) if records else 0
+        return int(records[-1]["iteration"]) if records else 0
+    return 0
 
 
 def figures(run: Run) -> dict[str, dict[str, float]]:
     """{"an": ..., "on": ...}: what a finished run scored, from its last evaluation. A segmentation that was never
-    trained (classification only) has no scores."""
+    trained (classification only) has no scores, nor has ON beside a standalone network, which stands in AN's place."""
     results = read_json(run.folder.results)
-    trained = run.config.optim.cotrain_after < run.config.optim.iterations
+    trained = run.config.model.standalone or run.config.optim.cotrain_after < run.config.optim.iterations
     return {
         name: {
             figure: value
-            for figure, value in results[NAMES_IN_FILES[name]].items()
+            for figure, value in results.get(NAMES_IN_FILES[name], {}).items()
             if value is not None and (trained or "seg_" not in figure)
         }
         for name in ("an", "on")
@@ -256,7 +299,12 @@ def figures(run: Run) -> dict[str, dict[str, float]]:
 def _scores(run: Run) -> str:
     """AN's headline figures and the time of the training steps."""
     own = figures(run)["an"]
-    names = {"seg_label_free": "label-free", "seg_label_aware": "label-aware", "cam_best": "CAM"}
+    names = {
+        "seg_label_free": "label-free",
+        "seg_label_aware": "label-aware",
+        "cam_best": "CAM",
+        "image_ap": "image AP",
+    }
     said = ", ".join(f"{label} {own[figure]:.1f}" for figure, label in names.items() if figure in own)
     return f"{said} ({read_run(run.folder.path).minutes:.1f} min)"
 
@@ -274,7 +322,7 @@ def gather(matrix: Matrix) -> tuple[averages.Results, averages.Results, dict[str
             continue
         own, left = figures(run), read_run(run.folder.path)
         an[run.row][run.seed], on[run.row][run.seed] = own["an"], own["on"]
-        facts = {"commit": left.manifest.pop("commit"), "minutes": round(left.minutes, 1)}
+        facts = {"commit": left.manifest.pop("commit", None), "minutes": round(left.minutes, 1)}
         resumed = len(left.manifest.pop("before", []))
         seeds[run.row][run.seed] = facts | ({"resumed": resumed} if resumed else {}) | own
         machine = machine or {key: value for key, value in left.manifest.items() if key not in ("seed", "iteration")}

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.tables import aligned, plotting
 
-# Figures of EvalResult.summary() with their headings: mIoU in percent, then confidences and shares of pixels.
+# Figures of an evaluation's summary() with their headings: mIoU and AP in percent; confidences, shares of pixels.
 SCORES = {
     "seg_label_free": "seg l.-free",
     "seg_label_aware": "seg l.-aware",
@@ -27,6 +27,8 @@ SCORES = {
     "ensemble_best": "ens. best",
     "c_miou_seg_label_free": "C-mIoU l.-free",
     "c_miou_seg_label_aware": "C-mIoU l.-aware",
+    "image_ap": "image AP",
+    "seg_cam_agreement": "CAM/seg IoU",
 }
 THRESHOLDS = {
     "cam_threshold": "ξ",
@@ -140,7 +142,7 @@ def tables(an: Results, on: Results) -> list[Table]:
     counts = {row: len(by_seed) for row, by_seed in an.items()}
     spread = "mean ± standard deviation over n seeds"
     return [
-        _table(f"AN: mIoU in %, {spread}", means(an), counts, SCORES, 1),
+        _table(f"AN: mIoU and AP in %, {spread}", means(an), counts, SCORES, 1),
         _table(
             f"AN: points above {first}, seed by seed (*: 95 % interval without 0)",
             differences(an),
@@ -150,7 +152,7 @@ def tables(an: Results, on: Results) -> list[Table]:
             True,
         ),
         _table(f"AN: thresholds and the foreground's share of the pixels, {spread}", means(an), counts, THRESHOLDS, 2),
-        _table(f"ON: mIoU in %, {spread}", means(on), counts, SCORES, 1),
+        _table(f"ON: mIoU and AP in %, {spread}", means(on), counts, SCORES, 1),
     ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.evaluation_stream import BY_PIL, evaluation_stream
 from cosa_fast.evaluation.cam import classes_in, normalised_cams, strongest
+from cosa_fast.evaluation.evaluator import check_classes
 from cosa_fast.evaluation.inference import forward_scales, inference, of_image
 from cosa_fast.evaluation.metrics import ThresholdSweep, mean_iou, threshold_grid
 from cosa_fast.evaluation.networks import Networks, load_networks
@@ -105,8 +106,9 @@ ESTIMATORS = {
 
 def compare(checkpoint: Path, dataset: ImageDataset, count: int, say: Callable[[str], None]) -> dict[str, Any]:
     """AN's maps of a checkpoint on `count` images of the set: histograms, mIoU by threshold, and what each estimator
-    finds and loses, in points of mIoU."""
+    finds and loses, in points of mIoU; without an auxiliary head of M' alone. UserError for a set of other classes."""
     networks = load_networks(checkpoint)
+    check_classes(dataset, networks.classes)
     chosen = [index * len(dataset) // count for index in range(count)]
     measured = _measure(networks, dataset, chosen)
     row: dict[str, Any] = {"checkpoint": str(checkpoint), "iteration": networks.iteration, "images": count}
@@ -130,9 +132,11 @@ def compare(checkpoint: Path, dataset: ImageDataset, count: int, say: Callable[[
 
 
 def mean_losses(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Points of mIoU that each estimator loses, averaged over rows, by map; a fit that found nothing counts as NaN."""
+    """Points of mIoU that each estimator loses, averaged over the rows that have the map, by map; a fit that found
+    nothing counts as NaN."""
+    measured = {name: [row[name]["loss"] for row in rows if name in row] for name in MAPS}
     return {
-        label: {name: float(np.mean([_number(row[name]["loss"][label]) for row in rows])) for name in MAPS}
+        label: {name: float(np.mean([_number(loss[label]) for loss in own])) for name, own in measured.items() if own}
         for label in ESTIMATORS
     }
 
@@ -154,11 +158,12 @@ def _measure(
     networks: Networks, dataset: ImageDataset, chosen: Sequence[int]
 ) -> dict[str, tuple[ThresholdSweep, dict[str, list[float]]]]:
     data, teacher = networks.config.data, networks.config.teacher
+    maps = MAPS if networks.config.model.aux_layer is not None else MAPS[:1]
     grid = threshold_grid(STEP)
-    sweeps = {name: ThresholdSweep(len(networks.classes) + 1, grid) for name in MAPS}
+    sweeps = {name: ThresholdSweep(len(networks.classes) + 1, grid) for name in maps}
     counts = {
         name: {f"{place}_{power}": torch.zeros(BINS) for place in ("token", "pixel") for power in (1, 2)}
-        for name in MAPS
+        for name in maps
     }
     stream = evaluation_stream(dataset, chosen, 1, data.mean, data.std, torch.device("cpu"), BY_PIL)
     with inference(networks.an):
@@ -166,7 +171,7 @@ def _measure(
             outputs = forward_scales(networks.an, images, teacher.scales, flip=teacher.flip, seg_scales=())
             own = [of_image(outputs, 0, 1)[scale] for scale in teacher.scales]
             present = classes_in(truth)
-            for name in MAPS:
+            for name in maps:
                 cams: list[Tensor] = [getattr(output, name) for output in own]
                 _, _, height, width = cams[0].shape
                 for place, size in (("token", (height, width)), ("pixel", (truth.shape[0], truth.shape[1]))):
@@ -174,4 +179,4 @@ def _measure(
                     for power in (1, 2):
                         counts[name][f"{place}_{power}"] += torch.histc(confidence ** (1 / power), BINS, 0, 1)
                 sweeps[name].update(confidence, category, truth)
-    return {name: (sweeps[name], {key: value.tolist() for key, value in counts[name].items()}) for name in MAPS}
+    return {name: (sweeps[name], {key: value.tolist() for key, value in counts[name].items()}) for name in maps}

@@ -13,16 +13,17 @@ overrides (before its own) and the seeds of another ablation file.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cosa_fast.config.parsing import CONFIG_DIRECTORY, find_config, load_config
+from cosa_fast.config.parsing import CONFIG_DIRECTORY, find_config, load_config, settings_named
+from cosa_fast.config.reading import load_yaml, shown
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, hint
 from cosa_fast.files import read_text
@@ -83,8 +84,9 @@ def load_matrix(
     """
     path = _find(name)
     values = _read(path, like)
-    output = output or f"runs/{'_'.join([path.stem, *(Path(other).stem for other in (like, base) if other)])}"
-    base = base or values["base"]
+    if output is None:
+        output = f"runs/{'_'.join([path.stem, *(Path(other).stem for other in (like, base) if other)])}"
+    base = values["base"] if base is None else base
     common = (*values["overrides"], *overrides)
     for override in overrides:
         _check_override(override, "command line")
@@ -95,7 +97,7 @@ def load_matrix(
     for seed in values["seeds"]:
         for row, own in values["runs"].items():
             where = f"{path}: runs.{row}"
-            place = (f"run.output={output}", f"run.name={row}_{seed}", f"run.seed={seed}")
+            place = (f"run.output={_as_text(output)}", f"run.name={_as_text(f'{row}_{seed}')}", f"run.seed={seed}")
             settings = (*shared, *(_expanded(item, where) for item in own), *place)
             try:
                 runs.append(Run(row, seed, (source, *settings), load_config(source, settings)))
@@ -115,36 +117,23 @@ def _find(name: str, beside: Path | None = None) -> Path:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two rows of one name the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.YAMLError(f"{key!r} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path, like: str | None) -> dict[str, Any]:
     """base, overrides, seeds and rows of a file, with those of the file that it is like; `folder`: where base is looked
     for."""
     own, other, source = _keys(path), {}, path
     if like is not None or "like" in own:
-        source = _find(str(like or own["like"]), beside=path.parent)
+        source = _find(own["like"] if like is None else like, beside=path.parent)
         other = _keys(source)
         if "like" in other:
             raise UserError(f"{source}: is like {other['like']} itself, so that {path} cannot be like it")
     values = own | other if like is not None else other | own
-    for key in ("base", "seeds"):
-        if not values.get(key):
+    for key, found in {"base": values.get("base"), "seeds": values.get("seeds"), "runs": own.get("runs")}.items():
+        if found in (None, "", [], {}):
             raise UserError(f"{path}: {key} is missing; docs/ablations.md shows the format")
-    if not own.get("runs"):
-        raise UserError(f"{path}: runs is missing; docs/ablations.md shows the format")
     if not isinstance(values["base"], str):
-        raise UserError(f"{path}: base = {values['base']!r} must be the name of a YAML file")
+        raise UserError(f"{path}: base = {shown(values['base'])} must be the name of a YAML file")
     if not isinstance(own["runs"], dict):
-        raise UserError(f"{path}: runs = {own['runs']!r} must be names with lists of overrides")
+        raise UserError(f"{path}: runs = {shown(own['runs'])} must be names with lists of overrides")
     common = _overrides(own.get("overrides"), f"{path}: overrides")
     return {
         "base": values["base"],
@@ -157,23 +146,22 @@ def _read(path: Path, like: str | None) -> dict[str, Any]:
 
 def _keys(path: Path) -> dict[str, Any]:
     """What the file says, by keys that are all known."""
-    try:
-        values = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = load_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping with the keys {', '.join(KEYS)}")
     for key in values:
         if key not in KEYS:
             remedy = hint(str(key), KEYS) or f"; valid here: {', '.join(KEYS)}"
             raise UserError(f"{path}: unknown key {key}{remedy}")
+    if "like" in values and not isinstance(values["like"], str):
+        raise UserError(f"{path}: like = {shown(values['like'])} must be the name of an ablation file")
     return values
 
 
 def _row(name: Any, path: Path) -> str:
     """A row's name, which also names its folders."""
     if not isinstance(name, str):
-        raise UserError(f"{path}: runs: the name {name!r} is no text to YAML; put it in quotes")
+        raise UserError(f"{path}: runs: the name {shown(name)} is no text to YAML; put it in quotes")
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"{path}: runs: {name!r} also names a folder; use letters, digits and _ . + - alone")
     return name
@@ -183,23 +171,23 @@ def _overrides(values: Any, where: str) -> tuple[str, ...]:
     if values is None:
         return ()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise UserError(f"{where} = {values!r} must be a list of key=value, one a line behind '- '")
+        raise UserError(f"{where} = {shown(values)} must be a list of key=value, one a line behind '- '")
     for value in values:
         _check_override(value, where)
     return tuple(values)
 
 
 def _check_override(override: str, where: str) -> None:
-    key = override.partition("=")[0].strip()
-    if key in OWN:
-        raise UserError(f"{where}: override '{override}': {key} is set by {OWN[key]}")
+    for key in settings_named(override):
+        if key in OWN:
+            raise UserError(f"{where}: override '{override}': {key} is set by {OWN[key]}")
 
 
 def _seeds(values: Any, path: Path) -> list[int]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise UserError(f"{path}: seeds = {values!r} must be a list of whole numbers, for example [0, 1, 2]")
+        raise UserError(f"{path}: seeds = {shown(values)} must be a list of whole numbers, for example [0, 1, 2]")
     if len(set(values)) < len(values):
-        raise UserError(f"{path}: seeds = {values} names one twice")
+        raise UserError(f"{path}: seeds = {shown(values)} names one twice")
     return values
 
 
@@ -213,3 +201,11 @@ def _expanded(text: str, where: str) -> str:
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _as_text(value: str) -> str:
+    """The value of an override that means this text: in quotes where YAML would read it as something else."""
+    with suppress(UserError):
+        if load_yaml(value, "") == value:
+            return value
+    return json.dumps(value, ensure_ascii=False)

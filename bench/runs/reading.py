@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from cosa_fast.config.reading import load_yaml
+from cosa_fast.errors import UserError
 from cosa_fast.files import read_json, read_lines, read_text
 from cosa_fast.run.folder import RunFolder
 
@@ -33,12 +33,16 @@ class FinishedRun(NamedTuple):
 
 
 def read_run(path: Path) -> FinishedRun:
-    """UserError for a file that is missing."""
+    """UserError for a file that is missing, or is none of a run."""
     folder = RunFolder(path)
     records = read_records(folder.log)
     training = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"].startswith("eval_")]
-    return FinishedRun(training, evaluations, read_json(folder.manifest), yaml.safe_load(read_text(folder.config)))
+    manifest, config = read_json(folder.manifest), load_yaml(read_text(folder.config), str(folder.config))
+    for file, found in ((folder.manifest, manifest), (folder.config, config)):
+        if not isinstance(found, dict):
+            raise UserError(f"{file}: is none of a run; mend the file, or leave the run out")
+    return FinishedRun(training, evaluations, manifest, config)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -47,9 +51,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_records(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The records in these lines; those that a killed process left unfinished are passed over."""
+    """The records in these lines; what is none, such as a line that a killed process left unfinished, is passed
+    over."""
     records = []
     for line in lines:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and {"kind", "iteration"} <= record.keys():
+                records.append(record)
     return records

@@ -47,6 +47,19 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), *, w
     return config
 
 
+def saved_config(path: Path) -> Config:
+    """What a run left in its config.yaml. UserErrors as in `load_config`."""
+    return config_from_dict(completed(_read_yaml(path)), where=str(path))
+
+
+def completed(saved: Any) -> Any:
+    """The settings that a run has saved, as `config_to_dict` gave them, with those that were not there at its time."""
+    loss = saved.get("loss") if isinstance(saved, dict) else None
+    if not isinstance(loss, dict):
+        return saved
+    return {**saved, "loss": {"csc_vectors": "logits", **loss}}  # before there was a choice, csc compared logits
+
+
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The nested plain dictionary (lists instead of tuples) that YAML and a checkpoint can hold."""
 
@@ -113,6 +126,17 @@ def _read_override(override: str, origin: str, values: dict[str, Any]) -> dict[s
     for depth in reversed(range(len(parts))):
         value = {**(_mapping_at(values, parts[:depth]) if depth > 1 else {}), parts[depth]: value}
     return value
+
+
+def settings_named(override: str) -> list[str]:
+    """The settings, as SECTION.KEY, that `key=value` changes: `loss={csc: 0}` and `loss.csc=0` are one. UserError for a
+    value that is no YAML."""
+    key, _, text = override.partition("=")
+    section, *entry = key.split(".")
+    if entry:
+        return [f"{section}.{entry[0]}"]
+    value = load_yaml(text, f"override {shown(override)}")
+    return [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
 
 
 def _mapping_at(values: Any, parts: Sequence[str]) -> dict[str, Any]:

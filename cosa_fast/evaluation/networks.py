@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosa_fast.config.parsing import config_from_dict
+from cosa_fast.config.parsing import completed, config_from_dict
 from cosa_fast.config.schema import Config
 from cosa_fast.errors import UserError, one_line
 from cosa_fast.evaluation.exported import read_export
@@ -97,11 +97,7 @@ def _read(path: Path, device: str | torch.device) -> Any:
 
 def _completed(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint with the settings that were not there when it was written."""
-    config = state.get("config")
-    loss = config.get("loss") if isinstance(config, dict) else None
-    if isinstance(loss, dict):
-        loss.setdefault("csc_vectors", "logits")  # before there was a choice, csc compared logits
-    return state
+    return {**state, "config": completed(state["config"])} if "config" in state else state
 
 
 def require_whole(state: dict[str, Any], path: str | Path) -> None:

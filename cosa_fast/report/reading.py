@@ -45,7 +45,7 @@ class Run:
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """A value of config.yaml."""
-        return self.config.get(section, {}).get(key, default)
+        return _mapping(self.config.get(section)).get(key, default)
 
 
 def runs_in(place: Path) -> list[Path]:

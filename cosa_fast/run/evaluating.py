@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cosa_fast.config.parsing import config_from_dict, config_to_dict
+from cosa_fast.config.parsing import config_from_dict, config_to_dict, settings_named
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.device import pick_device
@@ -36,13 +36,14 @@ HEADLINE = {
     "image_ap": "image AP",
 }
 THRESHOLDS = {"cam_threshold_loss": "at ξ", "cam_aux_threshold_loss": "CAM† at ξ†"}
-# The settings that a prediction, or an evaluation, uses. To change others, which belong to the training, would change
-# nothing, silently.
-PREDICTION = (
-    *("data.root", "data.format", "data.labels", "data.classes", "data.mean", "data.std", "data.workers"),
+# The settings that a prediction of images, one of a data set, or an evaluation uses. To change others, which belong to
+# the training, would change nothing, silently.
+OF_IMAGES = (
+    *("data.mean", "data.std", "data.workers"),
     *("teacher.scales", "teacher.flip", "teacher.aux_scales", "eval.scales", "eval.flip"),
     *("run.device", "run.precision", "run.threads"),
 )
+PREDICTION = (*("data.root", "data.format", "data.labels", "data.classes"), *OF_IMAGES)  # of a data set
 EVALUATION = (
     *PREDICTION,
     *("data.val_split", "data.train_split", "data.crop_size", "data.pipeline", "data.prefetch"),
@@ -155,16 +156,23 @@ def configure(networks: Networks, overrides: Sequence[str], where: str, used: Se
     model say what an imported file is."""
     known = {f"{section}.{key}" for section, values in config_to_dict(networks.config).items() for key in values}
     for override in overrides:
-        key = ".".join(override.partition("=")[0].split(".")[:2])
-        tells = networks.imported is not None and key.startswith("model.")
-        if key in known.difference(used) and not tells:
-            raise UserError(
-                f"override '{override}': {key} belongs to the training of {where} and has no effect here; what has: "
-                f"{', '.join(used)}"
-            )
+        for key in settings_named(override):
+            tells = networks.imported is not None and key.startswith("model.")
+            if key in known.difference(used) and not tells:
+                raise UserError(
+                    f"override '{override}': {key} belongs to the training of {where} and has no effect here; what "
+                    f"has: {', '.join(used)}"
+                )
     if networks.imported is not None:
         return networks.config  # in which the overrides are
-    return config_from_dict(config_to_dict(networks.config), overrides, where=where)
+    config = config_from_dict(config_to_dict(networks.config), overrides, where=where)
+    before, now = networks.config.data, config.data
+    if before.val_split and not now.val_split and (before.root, before.train_split) == (now.root, now.train_split):
+        raise UserError(
+            f"data.val_split: nothing was held out of the training of {where}, which saw all of {now.train_split}; "
+            f"give a split by its name, such as data.val_split={before.val_split}"
+        )
+    return config
 
 
 def evaluate_networks(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bench_support import assert_keys_of
 
-from bench import data, kernels, memory, throughput
+from bench import ablate, data, kernels, memory, throughput
 from bench.runs import precision
 from cosa_fast.errors import UserError
 from cosa_fast.kernels.launch.runtime import HAS_TRITON
@@ -115,6 +115,11 @@ def test_without_a_gpu_the_kernels_resources_and_limits_are_told(opened: Opened)
         (kernels.main, ["--no-chart"], "--no-chart: has no effect without --out; add that, "),
         (data.main, ["--stages", "decodng"], "--stages: 'decodng' is none of "),
         (data.main, ["--images", "many"], "--images: 'many' is no whole number; all options"),
+        (
+            ablate.main,
+            ["fig1.yaml", "--dry-run", "--out", "x.md"],
+            "--out x.md: the results are JSON; choose a name that ends in ",
+        ),
         *(
             (door, ["--out", "/dev/null/x.json"], "--out /dev/null/x.json: cannot be written (/dev/null is a file)")
             for door in (throughput.main, data.main, memory.main, kernels.main, precision.main)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from cosa_fast.config.parsing import CONFIG_DIRECTORY, config_from_dict, config_to_dict, load_config
+from cosa_fast.config.parsing import CONFIG_DIRECTORY, config_from_dict, config_to_dict, load_config, saved_config
 from cosa_fast.config.schema import Config
 from cosa_fast.data_pipeline.views.parameters import AugmentConfig
 from cosa_fast.errors import UserError
@@ -49,7 +49,7 @@ def test_voc_carries_the_paper_recipe() -> None:
     assert config.eval.flip
 
 
-def test_a_checkpoint_from_before_csc_vectors_keeps_its_logits(tmp_path: Path) -> None:
+def test_a_run_from_before_csc_vectors_keeps_its_logits(tmp_path: Path) -> None:
     """Its loss compared logits; resuming it on probabilities is a difference in the settings, and said to be one."""
     values = config_to_dict(load_config("voc.yaml"))
     for csc_vectors, expected in (("probability", "probability"), ("logits", "logits"), (None, "logits")):
@@ -58,7 +58,8 @@ def test_a_checkpoint_from_before_csc_vectors_keeps_its_logits(tmp_path: Path) -
             values["loss"]["csc_vectors"] = csc_vectors
         torch.save({"format": FORMAT, "config": values}, tmp_path / "1.pt")
         read = config_from_dict(load(tmp_path / "1.pt")["config"], where="1.pt")
-        assert read.loss.csc_vectors == expected
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        assert read.loss.csc_vectors == saved_config(tmp_path / "config.yaml").loss.csc_vectors == expected
 
 
 def test_coco_differs_from_voc_only_in_data_and_schedule() -> None:

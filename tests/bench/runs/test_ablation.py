@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
@@ -25,13 +27,16 @@ from cosa_fast.run.training import train
 # Stands in for cosa_fast.train: leaves in a run's folder what a training of six iterations does, in no time. "slow"
 # waits for a signal after its second iteration unless it is resumed, "broken" fails.
 TRAINER = """
-import json, pathlib, shutil, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 here = pathlib.Path(__file__).parent
 settings = dict(item.split("=", 1) for item in sys.argv[2:] if "=" in item)
 name = settings["run.name"]
 folder = pathlib.Path(settings["run.output"]) / name
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+if name.startswith("killed"):
+    print("iteration 1/6  loss 2.0", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 if name.startswith("broken"):
     print("loading\\nerror: no weights; give others")
     sys.exit(2)
@@ -165,6 +170,7 @@ def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on(
 
     at_work[1].folder.checkpoint(1).parent.mkdir(parents=True)  # the other one is not to wait for a signal
     at_work[1].folder.checkpoint(1).touch()
+    at_work[1].folder.config.write_text((tmp_path / "trainer" / "slow_1.yaml").read_text())
     assert ablate_in(tmp_path) == 0
     assert [ablation.state(run) for run in matrix.runs] == ["finished"] * 4
     logged = [json.loads(line)["iteration"] for line in at_work[0].folder.log.read_text().splitlines()]
@@ -188,12 +194,81 @@ def test_a_run_that_fails_harms_no_other(
     assert found["runs"]["paper"]["seeds"]["0"]["minutes"] == 6.0
 
 
+def test_a_run_that_was_killed_says_so(
+    stand_in: LoadMatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in("killed")
+    assert ablate_in(tmp_path) == 1
+    assert "killed, seed 1: failed (killed by signal 9, perhaps for want of memory); see " in capsys.readouterr().err
+
+
+def test_a_signal_that_comes_while_a_run_is_started_stops_that_too(
+    stand_in: LoadMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that the ablation did not know of would go on, and keep the folder from the same command."""
+    (first, second) = stand_in("slow").runs
+    start = ablation._start
+
+    def interrupted(*arguments: Any) -> Any:
+        job = start(*arguments)
+        while not first.folder.checkpoint(2).exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        return job
+
+    monkeypatch.setattr(ablation, "_start", interrupted)
+    assert ablate_in(tmp_path) == 130
+    with ablation._owned(tmp_path / "out"):
+        assert (ablation.state(first), ablation.state(second)) == ("resume at 2", "new")
+
+
 def test_a_folder_with_other_settings_is_refused(stand_in: LoadMatrix, tmp_path: Path) -> None:
-    stand_in("paper", "csc_off")
+    matrix = stand_in("paper", "csc_off")
     assert ablate_in(tmp_path) == 0
     assert ablate_in(tmp_path, "run.log_every=7", "data.workers=1") == 0
     with pytest.raises(UserError, match=r"paper_0: holds a run with other settings \(loss.s2c: 0.05 -> 0.5\); remove"):
         ablate_in(tmp_path, "loss.s2c=0.5")
+    others = ", ".join(str(run.folder.path) for run in matrix.runs[1:])
+    with pytest.raises(UserError, match=re.escape(f"another --output (refused as well: {others})")):
+        ablate_in(tmp_path, "loss.s2c=0.5", "--dry-run")
+    matrix.runs[0].folder.config.unlink()
+    with pytest.raises(UserError, match=r"paper_0: holds a run without its config.yaml, whose settings may be others"):
+        ablate_in(tmp_path, "loss.s2c=0.5")
+
+
+def test_a_row_that_is_trained_anew_leaves_the_tables_at_once(stand_in: LoadMatrix, tmp_path: Path) -> None:
+    matrix = stand_in("paper", "csc_off")
+    assert ablate_in(tmp_path) == 0
+    shutil.rmtree(matrix.runs[3].folder.path)
+    missing: list[list[str]] = []
+    assert ablation.train_all(matrix, 1, lambda: missing.append(ablation.gather(matrix)[2]["missing"])) == []
+    assert missing == [["csc_off, seed 1"], []]
+
+
+@pytest.mark.parametrize("left", ["", "[]", "{}", '{"iteration": 3}'])
+def test_damaged_results_are_made_anew(left: str, stand_in: LoadMatrix, tmp_path: Path) -> None:
+    run = stand_in("paper").runs[0]
+    assert ablate_in(tmp_path) == 0
+    run.folder.results.write_text(left)
+    assert ablation.state(run) == "resume at 6"
+    assert ablate_in(tmp_path) == 0
+    assert ablation.state(run) == "finished"
+
+
+def test_a_standalone_network_has_the_figures_of_one(stand_in: LoadMatrix, tmp_path: Path) -> None:
+    matrix = stand_in("paper")
+    settings = ["model.architecture=Segformer", "data.pseudo_labels=cpl", "optim.cotrain_after=6"]
+    matrix = load_matrix(str(tmp_path / "pair.yaml"), str(tmp_path / "out"), overrides=settings)
+    for run in matrix.runs:
+        run.folder.path.mkdir(parents=True)
+        run.folder.config.write_text(yaml.safe_dump(config_to_dict(run.config)))
+        run.folder.manifest.write_text('{"commit": "abc"}')
+        run.folder.log.write_text("")
+        run.folder.results.write_text('{"iteration": 6, "teacher": {"seg_label_free": 40.0}}')
+    assert ablate_in(tmp_path, *settings) == 0
+    found = json.loads((tmp_path / "out" / "pair.json").read_text(encoding="utf-8"))["runs"]["paper"]
+    assert found["an"]["mean"]["seg_label_free"]["mean"] == 40.0
+    assert found["on"]["mean"] == {}
 
 
 def test_a_run_that_outlives_its_ablation_keeps_the_folder(stand_in: LoadMatrix, tmp_path: Path) -> None:
@@ -241,9 +316,9 @@ def test_jobs_share_gpus_and_cores(stand_in: LoadMatrix, monkeypatch: pytest.Mon
 def test_the_bar_follows_a_log_that_is_being_written(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert ablation._logged_iteration(log) == 0
-    log.write_text('{"iteration": 10}\n{"iteration": 20}\n{"itera')
+    log.write_text('{"kind": "train", "iteration": 10}\n{"kind": "train", "iteration": 20}\n{"itera')
     assert ablation._logged_iteration(log) == 20
-    log.write_text(f'{"x" * 20_000}\n{{"iteration": 30}}\n{{"iter{{"iteration": 40}}\n')
+    log.write_text(f'{"x" * 20_000}\n{{"kind": "train", "iteration": 30}}\n{{"iter{{"iteration": 40}}\n')
     assert ablation._logged_iteration(log) == 30
     log.write_text('{"ite')
     assert ablation._logged_iteration(log) == 0

@@ -1,15 +1,19 @@
 """Threshold estimators: what each finds where the answer is known, and the whole comparison on a tiny run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from tiny_run import MakeConfig
 
 from bench import thresholds
 from bench.runs.estimators import BINS, ESTIMATORS, MAPS, otsu, posterior, shared_variance
+from cosa_fast.config.parsing import config_to_dict
 from cosa_fast.errors import UserError
+from cosa_fast.run.folder import RunFolder
 from cosa_fast.run.training import train
 
 
@@ -73,7 +77,37 @@ def test_a_run_is_compared_checkpoint_by_checkpoint(make_config: MakeConfig, tmp
             assert (pixels, tokens) == (2 * 64 * 64, 2 * 8 * 8)
 
 
-def test_no_checkpoint_is_said(make_config: MakeConfig) -> None:
-    summary = train(make_config())
-    with pytest.raises(UserError, match="no checkpoint"):
-        thresholds.main([str(summary.directory), "--from-iteration", "100"])
+def test_what_cannot_be_compared_is_said_before_the_work_on_others(
+    make_config: MakeConfig, make_standalone: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(make_config("optim.iterations=1", "optim.cotrain_after=1")).folder
+    standalone = RunFolder.of(make_standalone("run.name=standalone"))
+    standalone.path.mkdir()
+    standalone.config.write_text(yaml.safe_dump(config_to_dict(make_standalone())))
+    capsys.readouterr()
+    for arguments, said in {
+        ("nowhere",): r"nowhere: no run \(it lacks config.yaml\)",
+        (str(standalone.path),): "standalone: DeepLabV3Plus has no CAM, and no threshold; give a run of CoSA",
+        ("--from-iteration", "2"): "no checkpoint from iteration 2 on; lower --from-iteration",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            thresholds.main([str(run.path), *arguments])
+    assert capsys.readouterr().out == ""
+    classes = Path(yaml.safe_load(run.config.read_text())["data"]["root"]) / "classes.txt"
+    moved = run.config.read_text().replace(str(classes.parent), str(run.path / "set"))
+    shutil.copytree(classes.parent, run.path / "set")
+    (run.path / "set" / "classes.txt").write_text("\n".join(classes.read_text().split()[::-1]) + "\n")
+    run.config.write_text(moved)
+    with pytest.raises(UserError, match="the evaluation set has the classes plasma, "):
+        thresholds.main([str(run.path)])
+
+
+def test_without_an_auxiliary_head_there_is_one_map(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("model.aux_layer=null", "optim.iterations=1", "optim.cotrain_after=1", "run.name=one")
+    summary = train(make_config(*settings))
+    out = tmp_path / "thresholds.json"
+    assert thresholds.main([str(summary.directory), "--images", "1", "--out", str(out)]) == 0
+    assert {tuple(loss) for loss in json.loads(out.read_text())["mean_losses"].values()} == {("cam",)}
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "-"

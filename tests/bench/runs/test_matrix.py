@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.runs.matrix import SHIPPED, load_matrix
+from cosa_fast.config.parsing import load_config
 from cosa_fast.errors import UserError
 
 GOOD = "base: demo.yaml\noverrides: [optim.iterations=9, optim.cotrain_after=3]\nseeds: [4, 1]\n"
@@ -105,7 +106,13 @@ def test_environment_variables_are_filled_in_and_kept_out_of_what_is_reported(
         (GOOD + "runs:\n  a: [loss.cscc=0]\n", r"runs.a: override 'loss.cscc=0': unknown key .*mean 'loss.csc'\?"),
         (GOOD + "runs:\n  a: loss.csc=0\n", "runs.a = 'loss.csc=0' must be a list of key=value"),
         (GOOD + "runs:\n  a: [run.seed=3]\n", "runs.a: override 'run.seed=3': run.seed is set by seeds"),
-        (GOOD + "runs:\n  a:\n  a: [loss.csc=0]\n", "mine.yaml: not valid YAML: 'a' stands there twice"),
+        (GOOD + "runs:\n  a:\n  - 'run={seed: 3}'\n", "runs.a: override 'run={seed: 3}': run.seed is set by seeds"),
+        (GOOD + "runs:\n  a:\n  a: [loss.csc=0]\n", "mine.yaml: not valid YAML: the key 'a' comes twice"),
+        (GOOD + "runs: " + "[" * 3000, "mine.yaml: not valid YAML: maximum recursion depth"),
+        (GOOD + "runs: {a: [2020-99-99]}", "mine.yaml: not valid YAML: month must be in 1..12"),
+        ("base: demo.yaml\nseeds: 0\n" + ROWS, "seeds = 0 must be a list of whole numbers"),
+        ("base: demo.yaml\nseeds: [1:30]\n" + ROWS, r"seeds = \['1:30'\] must be a list of whole numbers"),
+        ("like:\n" + GOOD + ROWS, "mine.yaml: like = None must be the name of an ablation file"),
         (GOOD + "runs:\n  off: [loss.csc=0]\n", "runs: the name False is no text to YAML; put it in quotes"),
         (GOOD + "runs:\n  a/b: []\n", "runs: 'a/b' also names a folder"),
         (GOOD + "runs: [a]\n", r"runs = \['a'\] must be names with lists of overrides"),
@@ -117,6 +124,20 @@ def test_what_is_wrong_is_one_line(text: str, said: str, write: Write) -> None:
     with pytest.raises(UserError, match=said) as caught:
         load_matrix(write(text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1", "0x1", "off"])
+def test_names_and_folders_are_texts_whatever_yaml_makes_of_them(text: str, write: Write) -> None:
+    matrix = load_matrix(write(GOOD + f"runs: {{'{text}': }}"), f"{text} #a: b")
+    assert str(matrix.runs[0].folder.path) == f"{text} #a: b/{text}_4"
+    (source, *settings) = matrix.runs[0].settings
+    assert load_config(source, settings) == matrix.runs[0].config
+
+
+@pytest.mark.parametrize("option", ["output", "base", "like"])
+def test_an_empty_option_is_not_taken_for_none(option: str, write: Write) -> None:
+    with pytest.raises(UserError):
+        load_matrix(write(GOOD + ROWS), **{option: ""})
 
 
 def test_an_unknown_file_names_the_shipped_ones() -> None:

@@ -85,7 +85,7 @@ def test_a_line_that_a_killed_run_left_unfinished_is_passed_over(make_run: Calla
     again = {"kind": "train", "iteration": 25, "loss": 1.0, "seconds_per_iteration": 6.0}
     with (run / "log.jsonl").open("a") as log:
         log.write('{"kind": "train", "itera' + json.dumps(again) + "\n" + json.dumps(again) + "\n")
-        log.write(json.dumps(again | {"iteration": 40}) + "\n")
+        log.write(json.dumps(again | {"iteration": 40}) + "\n1\n[]\n{}\n")
     found = read_run(run)
     assert [record["iteration"] for record in found.training] == [10, 20, 40, 25, 40]
     assert found.minutes == pytest.approx(4.0)
