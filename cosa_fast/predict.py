@@ -167,6 +167,8 @@ def _of_split(networks: Networks, split: str) -> tuple[Networks, list[Source]]:
     if tuple(dataset.classes) != networks.classes:
         raise UserError(f"--split {split}: {data.root} has other classes than the checkpoint; set data.classes")
     sources = split_sources(dataset)
+    for note in dataset.notes:
+        print(f"{split}: {note}")
     labelled = sum(source.present is not None for source in sources)
     where = f"labels of {labelled} from {dataset.label_source}" if labelled else "no image labels"
     print(f"{split} of {data.root}: {counted(len(sources), 'image')}, {where}")

@@ -9,17 +9,18 @@ from argparse import Namespace
 from pathlib import Path
 
 from cosa_fast.cli import CommandLine, run_cli, whole
-from cosa_fast.data_pipeline.datasets.opening import FORMATS
+from cosa_fast.data_pipeline.datasets.opening import FORMATS, splits_of
 from cosa_fast.data_pipeline.datasets.preparation import SOURCES, masks_from_colours, prepare
 from cosa_fast.errors import UserError
 from cosa_fast.files import nearest, require_place
 
 _SBD = "sbd"
+_EXAMPLE = "e.g. --split train"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, download and convert what is asked for, prepare a split, print the counts; 0 when the
-    label file, and the tar if one is asked for, are written.
+    """Parse the command line, download and convert what is asked for, prepare a split, print the counts; 0 when all is
+    right, and the tar, if one is asked for, written.
     """
     asked = _parser().parse_args(argv)
     format = _format(asked.what, asked.format)
@@ -55,7 +56,8 @@ def _check(asked: Namespace, format: str) -> None:
     if format == _SBD and not asked.download:
         raise UserError("sbd: can be downloaded only; what it adds to VOC2012 is prepared as voc")
     if asked.split is None and not _is_done_without(asked) and format != "folder":
-        raise UserError(f"--split: which list of the {format} set? e.g. --split train")
+        known = ", ".join(splits_of(format, asked.root)) if format in FORMATS else ""
+        raise UserError(f"--split: which list of the {format} set? " + (f"there are {known}" if known else _EXAMPLE))
     if asked.labels is not None and asked.source not in (None, "npy"):
         raise UserError(f"--labels {asked.labels} and --from {asked.source}: which of them? Give one")
     if asked.output is not None:
@@ -103,10 +105,16 @@ def _parser() -> CommandLine:
     parser.add_argument("--root", required=True, type=_path, help="the data set's folder")
     parser.add_argument("--split", help="which list, e.g. train_aug (default of a folder: train, or all its images)")
     parser.add_argument(
-        "--from", dest="source", choices=SOURCES, help="where labels come from (default: what is there)"
+        "--from",
+        dest="source",
+        choices=SOURCES,
+        help="take all labels from there, and write them (default: from what is there)",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", type=_path, help="take the labels from this .npy, .json or .csv file"
+        "--labels",
+        metavar="FILE",
+        type=_path,
+        help="take the labels from this .npy, .json or .csv file, and write them",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=_path, help="the label file to write (default: ROOT/labels.json)"

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cosa_fast.cli import run_cli
+from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.synthetic import generate
 from cosa_fast.errors import UserError
 from cosa_fast.prepare import main
@@ -142,7 +143,7 @@ def test_nothing_to_take_labels_from_is_said(root: Path) -> None:
         run(root, "--from", "masks")
 
 
-def test_real_coco_instances_become_a_label_file(tmp_path: Path) -> None:
+def test_real_coco_instances_become_a_label_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coco = Path(os.environ.get("COSA_SHARED", REPOSITORY.parent / "shared")) / "data/tiny_coco"
     if not coco.is_dir():
         pytest.skip(f"real data not found: {coco} (set COSA_SHARED)")
@@ -152,6 +153,7 @@ def test_real_coco_instances_become_a_label_file(tmp_path: Path) -> None:
     labels = json.loads(output.read_text())
     assert labels
     assert all(labels.values())
+    assert f"data.labels={output}" in capsys.readouterr().out, "a label file is not looked for"
 
 
 def test_a_pack_is_written_beside_the_label_file(
@@ -223,6 +225,148 @@ def test_a_folder_for_each_class_is_labels_enough(tmp_path: Path, capsys: pytest
     assert main(["--format", "folder", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "2 images, 2 labels, 0 images with none of the classes" in said
-    assert f"{tmp_path}: your labels, left as they are" in said
+    assert f"labels from {tmp_path}; left as they are, nothing written" in said
     assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "cat\ndog\n"
     assert not (tmp_path / "labels.json").exists()
+
+
+@pytest.fixture
+def officially_labelled(root: Path) -> Path:
+    """Labels in a one-hot file, and others in Annotations, which count less; a list of three images."""
+    (root / "labels.json").unlink()
+    (root / "Annotations").mkdir()
+    ids = [path.stem for path in (root / "JPEGImages").iterdir()]
+    np.save(root / "cls_labels_onehot.npy", {id: np.eye(5)[len(id) % 5] for id in ids}, allow_pickle=True)
+    for id in ids:
+        (root / f"Annotations/{id}.xml").write_text("<annotation><object><name>dots</name></object></annotation>")
+    (root / "ImageSets/Segmentation/three.txt").write_text("train_00001\ntrain_00004\ntrain_00007\n")
+    return root
+
+
+def test_official_labels_are_gathered_split_by_split(
+    officially_labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = officially_labelled
+    onehot, written = f"{root}/cls_labels_onehot.npy", f"written to {root}/labels.json"
+    expected = {
+        "three": f"labels from {onehot}; {written}: 3 images of three\n",
+        "train": f"labels from {root}/labels.json (3) and cls_labels_onehot.npy (7); {written}: 7 images of train, "
+        "3 other images kept in it\n",
+    }
+    for split, words in expected.items():
+        assert run(root, split=split) == 0
+        assert words in capsys.readouterr().out
+    text = (root / "labels.json").read_text()
+    assert run(root) == 0
+    assert f"labels from {root}/labels.json; left as they are, nothing written" in capsys.readouterr().out
+    assert (root / "labels.json").read_text() == text
+
+
+@pytest.mark.parametrize("order", [("three", "train", "val"), ("val", "three", "train")])
+@pytest.mark.parametrize("options", [(), ("--from", "npy")])
+def test_no_order_of_splits_hides_labels(
+    officially_labelled: Path, order: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    """Those written for one split count for its images alone."""
+    root = officially_labelled
+    fingerprints = {split: open_dataset("voc", root, split).fingerprint() for split in order}
+    for split in order:
+        assert run(root, *options, split=split) == 0
+        assert {split: open_dataset("voc", root, split).fingerprint() for split in order} == fingerprints
+
+
+def test_labels_from_several_sources_are_said(officially_labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = officially_labelled
+    (root / "labels.json").write_text('{"train_00001": ["rings"], "JPEGImages/train_00004.jpg": ["rings"]}')
+    assert run(root) == 0
+    assert f"labels from {root}/labels.json (2) and cls_labels_onehot.npy (8); written to" in capsys.readouterr().out
+    text = (root / "labels.json").read_text()
+    with pytest.raises(UserError, match="holds other labels of 2 images, first train_00001"):
+        run(root, "--from", "npy", split="three")
+    assert (root / "labels.json").read_text() == text
+
+
+def write_folder(root: Path, masks: str) -> Path:
+    """Images a to d, and masks of those named; two classes."""
+    (root / "masks").mkdir(parents=True)
+    (root / "classes.txt").write_text("1\n2\n")
+    (root / "two.txt").write_text("a\nb\n")
+    (root / "train.txt").write_text("a\nb\nc\nd\n")
+    for number, id in enumerate("abcd"):
+        Image.new("RGB", (6, 4)).save(root / f"{id}.jpg")
+        if id in masks:
+            Image.fromarray(np.full((4, 6), number % 2 + 1, np.uint8)).save(root / f"masks/{id}.png")
+    return root
+
+
+def test_splits_of_a_folder_are_gathered_from_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where classes are named by numbers."""
+    command = ["folder", "--root", str(write_folder(tmp_path, "abcd")), "--workers", "0", "--split"]
+    assert main([*command, "two"]) == 0
+    assert f"labels from masks; written to {tmp_path}/labels.json: 2 images of two\n" in capsys.readouterr().out
+    assert main([*command, "train"]) == 0
+    words = (
+        f"labels from {tmp_path}/labels.json (2) and masks (2); written to {tmp_path}/labels.json: 2 images of train"
+    )
+    assert f"{words}, 2 other images kept in it\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "labels.json").read_text()) == {"a": ["1"], "b": ["2"], "c": ["1"], "d": ["2"]}
+
+
+def test_images_without_label_and_mask_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, "abc")
+    (root / "labels.csv").write_text("a,1\n")
+    with pytest.raises(
+        UserError, match=r"labels\.csv: no label for 1 of 4 images, first d, nor a mask to take it from"
+    ):
+        main(["folder", "--root", str(root), "--workers", "0"])
+    assert not (root / "labels.json").exists()
+
+
+@pytest.mark.parametrize("options", [("--from", "masks"), ("--labels", "given.csv")])
+def test_labels_that_a_new_file_overrules_are_told(
+    options: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path, "abcd")
+    (root / "labels.csv").write_text("a,1\nb,1\nc,1\nd,1\n")
+    monkeypatch.chdir(root)
+    Path("given.csv").write_text("a,1\nb,2\nc,1\nd,2\n")
+    assert main(["folder", "--root", str(root), "--workers", "0", *options]) == 0
+    overruled = f"it counts before {root}/labels.csv, where there are other labels of 2 images, first b\n"
+    assert overruled in capsys.readouterr().out
+
+
+def test_labels_written_by_other_names_stay_one_entry(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, "abcd")
+    (root / "labels.json").write_text('{"photos/A.JPG": ["1"], "elsewhere": ["2"]}')
+    assert main(["folder", "--root", str(root), "--workers", "0"]) == 0
+    assert list(json.loads((root / "labels.json").read_text())) == ["a", "elsewhere", "b", "c", "d"]
+
+
+def test_the_splits_that_are_there_are_proposed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    for split in ("val2017", "train2017"):
+        (tmp_path / f"coco/annotations/instances_{split}.json").touch()
+    for format, there in (("coco", "train2017, val2017"), ("voc", "train, val")):
+        where = tmp_path / "coco" if format == "coco" else root
+        with pytest.raises(UserError, match=rf"^--split: which list of the {format} set\? there are {there}$"):
+            main([format, "--root", str(where)])
+
+
+def test_no_training_on_the_validation_split_is_proposed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root, split="val") == 0
+    said = capsys.readouterr().out
+    assert "cosa_fast.train" not in said
+    assert f"prepare --format voc --root {root} --split train\n" in said
+    assert run(root) == 0
+    assert "data.val_split" not in capsys.readouterr().out
+    (root / "ImageSets/Segmentation/train.txt").unlink()
+    assert run(root, split="val") == 0
+    assert "data.train_split=val data.val_split=null" in capsys.readouterr().out, "there is no other"
+
+
+def test_the_command_for_a_machine_without_gpu_says_where_weights_are_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["folder", "--root", str(write_folder(tmp_path, "abcd")), "--workers", "0"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("without a GPU: ")]
+    assert "model.weights=FILE" in line

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.images import read_bytes, read_image, upright_size
-from cosa_fast.data_pipeline.datasets.labels import LabelTable
+from cosa_fast.data_pipeline.datasets.labels import ImageNames, LabelTable
 from cosa_fast.data_pipeline.datasets.masks import (
     ignore_index,
     mask_type,
@@ -29,6 +29,9 @@ class ImageDataset:
     than 254 classes, in int16: -1). ids: one per image. has_masks: whether ground truth is at hand. labels: None where
     the set was opened without. masks: mask file per image; None where there are none. masks_absent: why mask files that
     are there are those of no image; empty otherwise. label_source: where the labels come from, in words.
+    label_places: what was read of labels, files and folders, in the order in which it counts. label_origins: per image
+    which of them its label is from; None where it has none, or not known.
+    known: finds the images of the whole set, those of other splits included, by the names that files give them.
     notes: what the user is to know of how the files were found.
     """
 
@@ -50,6 +53,9 @@ class ImageDataset:
         self.masks_absent = ""
         self.notes: tuple[str, ...] = ()
         self.label_source = ""
+        self.label_places: tuple[Path, ...] = ()
+        self.label_origins: tuple[Path | None, ...] = (None,) * len(self.ids)
+        self.known = ImageNames()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -112,7 +112,7 @@ def find_coco(root: Path, split: str, classes: Sequence[str] | None, pack: Pack 
         images=images,
         listing=path,
         classes=names if classes is None else _reordered(classes, names, path),
-        annotations=(path, lambda: instances.labels),
+        annotations=(path, lambda some: instances.labels),
         masks=masks,
         dataset=ImageDataset if masks.files else partial(CocoDataset, instances),
         notes=tuple(notes),

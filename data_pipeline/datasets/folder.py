@@ -3,23 +3,24 @@
 ROOT/images/SPLIT/, ROOT/SPLIT/, ROOT/images/ or ROOT itself holds the images, or folders of them; an image's id is its
 path from there, without suffix. ROOT/SPLIT.txt, if there is one, lists the split's ids (file names, with or without
 suffix). ROOT/labels.json, .csv or .tsv gives the image labels; without such a file the folder that an image lies in
-(cat/xxx.jpg) is its class. ROOT/masks/ID.png, or masks/SPLIT/ID.png, where there is one, is the ground truth. Splits
-are what lists or folders are named after, and `all` every image, where these do not lie in folders of splits. Without
-any list or such folder train and val are every image, too.
+(cat/xxx.jpg) is its class, and so it is of images which the file lacks, if classes.txt has the folder's name.
+ROOT/masks/ID.png, or masks/SPLIT/ID.png, where there is one, is the ground truth. Splits are what lists or folders are
+named after, and `all` every image, where these do not lie in folders of splits. Without any list or such folder train
+and val are every image, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.images import IMAGE_SUFFIXES
-from cosa_fast.data_pipeline.datasets.labels import ImageNames, Labels, class_names
+from cosa_fast.data_pipeline.datasets.labels import LABEL_FILES, ImageNames, Labels, class_names, spelt_as
 from cosa_fast.data_pipeline.datasets.layout import Layout
 from cosa_fast.data_pipeline.datasets.masks import find_masks
 from cosa_fast.data_pipeline.datasets.packed import Pack, packing_command
 from cosa_fast.errors import UserError, counted, hint
 from cosa_fast.files import nearest, read_lines
 
-LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 ALL = "all"
 # Without lists, and without folders of splits, each is all images.
 _WITHOUT_LISTS = ("train", "val")
@@ -43,18 +44,24 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     if not root.is_dir():
         raise UserError(f"{root}: no such folder{nearest(root)}; put the images there or set data.root=...")
     images = find_images(root, split, pack)
-    named = classes or (root / "classes.txt").is_file()
+    names = class_names(root, classes, ()) if classes or (root / "classes.txt").is_file() else None
     there = [name for name in LABEL_FILES if (root / name).is_file()]
     if len(there) > 1 and there[0] != LABEL_FILES[0]:
         raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
     everything = None if pack is not None else _everything(root)
+    by_folder = all("/" in id for id in images) and not (there and names is None)
+
+    def of_folders(some: Sequence[str]) -> Labels:
+        ids = images if names is not None or pack is not None else [*images, *_of_other_splits(root, split)]
+        return _folder_labels(ids, names if there else None)
+
     return Layout(
         ids=list(images),
         images=list(images.values()),
         listing=root,
-        classes=class_names(root, classes, ()) if named else None,
+        classes=names,
         label_files=tuple(root / name for name in LABEL_FILES),
-        annotations=(_folder_of(root, split), lambda: _folder_labels(images)) if _in_folders(images) else None,
+        annotations=(_folder_of(root, split), of_folders) if by_folder else None,
         masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
         everything=everything,
         notes=() if split == "train" or _is_named(root, split) else (f"all {counted(len(images), 'image')} of {root}",),
@@ -89,6 +96,12 @@ def find_images(root: Path, split: str, pack: Pack | None) -> dict[str, Path]:
     return found
 
 
+def splits(root: Path) -> list[str]:
+    """What lists and folders are named after, sorted."""
+    lists = [path.stem for path in root.glob("*.txt") if path.stem.lower() not in _NOT_LISTS]
+    return sorted({*_split_folders(root), *lists})
+
+
 def _folder_of(root: Path, split: str) -> Path:
     return next(p for p in (root / "images" / split, root / split, root / "images", root) if p.is_dir())
 
@@ -114,17 +127,24 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def class_folders(root: Path, split: str) -> Path | None:
-    """The folder of a split whose own folders name the classes of its images; None where an image lies in none."""
-    return _folder_of(root, split) if _in_folders(find_images(root, split, None)) else None
+def _folder_labels(ids: Iterable[str], classes: Sequence[str] | None) -> Labels:
+    """The folder of each image as its class; of those images alone whose folder is among `classes`, where given."""
+    spelling, labels = spelt_as(classes or ()), Labels()
+    for id in ids:
+        name = spelling(id.partition("/")[0])
+        if classes is None or name in classes:
+            labels[id] = (name,)
+    return labels
 
 
-def _in_folders(images: dict[str, Path]) -> bool:
-    return all("/" in id for id in images)
-
-
-def _folder_labels(images: dict[str, Path]) -> Labels:
-    return {id: (id.partition("/")[0],) for id in images}
+def _of_other_splits(root: Path, split: str) -> Iterator[str]:
+    """The ids in folders of all splits but those of tests: which classes there are must not depend on the split that is
+    opened first.
+    """
+    for name in splits(root):
+        if name != split and not name.lower().startswith("test"):
+            with suppress(UserError):  # a text file that is no list
+                yield from (id for id in find_images(root, name, None) if "/" in id)
 
 
 def _everything(root: Path) -> frozenset[str]:
@@ -168,9 +188,7 @@ def _require_known(root: Path, split: str) -> None:
     """UserError for a split without list and folder, unless it stands for all images: a slip that did would train on
     the test set.
     """
-    folders = _split_folders(root)
-    lists = [path.stem for path in root.glob("*.txt") if path.stem.lower() not in _NOT_LISTS]
-    named = sorted({*folders, *lists})
+    folders, named = _split_folders(root), splits(root)
     if split in (*([] if folders else [ALL]), *([] if named else _WITHOUT_LISTS)):
         return
     known = named or _WITHOUT_LISTS

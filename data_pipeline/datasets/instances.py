@@ -40,7 +40,7 @@ def find_instances(root: Path, split: str) -> tuple[Path, str]:
     path = _path(root, split)
     if path is not None:
         return path, split
-    known = sorted(name for folder in _folders(root) for name in _splits(folder))
+    known = splits(root)
     other = _OTHER_YEAR.get(split)
     if other and not any(name.endswith(split[-4:]) for name in known) and (path := _path(root, other)) is not None:
         return path, other
@@ -49,6 +49,14 @@ def find_instances(root: Path, split: str) -> tuple[Path, str]:
         f"{root / 'annotations' / f'instances_{split}.json'}: no such file{near}; unpack the COCO "
         f"annotations there (found splits: {', '.join(known) or 'none'}) or set data.root=... and data.train_split=..."
     )
+
+
+def splits(root: Path) -> list[str]:
+    """The splits that have an instances file, sorted."""
+    files = {
+        path.stem.removeprefix("instances_") for place in _folders(root) for path in place.glob("instances_*.json")
+    }
+    return sorted({*files, *(path.parent.name for path in root.glob("*/_annotations.coco.json"))})
 
 
 def read_instances(path: Path) -> Instances:
@@ -104,10 +112,6 @@ def image_sizes(content: dict[str, Any]) -> dict[int, tuple[Any, Any]]:
 
 def _folders(root: Path) -> list[Path]:
     return [root / "annotations", *sorted(root.glob("annotations*/annotations")), root]
-
-
-def _splits(folder: Path) -> list[str]:
-    return [path.stem.removeprefix("instances_") for path in folder.glob("instances_*.json")]
 
 
 def _path(root: Path, split: str) -> Path | None:

@@ -24,6 +24,8 @@ from cosa_fast.files import read_lines, read_text, write_text
 
 Labels = dict[str, tuple[str, ...]]
 Say = Callable[[str], None]
+# In the root, in the order in which they count.
+LABEL_FILES = ("labels.json", "labels.csv", "labels.tsv")
 _SHOWN_CLASSES = 8
 
 
@@ -197,15 +199,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_CLASSES]) + ", ..." * (len(names) > _SHOWN_CLASSES)
 
 
-def require_labels(table: LabelTable, ids: Sequence[str], source: str) -> None:
-    """UserError if any image has no label."""
+def require_labels(table: LabelTable, ids: Sequence[str], source: str, *notes: str) -> None:
+    """UserError, with `notes` at its end, if any image has no label."""
     missing = np.flatnonzero(~table.labelled)
     if missing.size:
-        raise UserError(
-            f"{source}: no label for {missing.size} of {len(ids)} images, first {ids[missing[0]]}; "
+        remedy = (
             "add them ([] in JSON and the word none in a table mean: none of the classes), take the images off the "
             "list, or build the file with: python -m cosa_fast.prepare"
         )
+        what = f"no label for {missing.size} of {len(ids)} images, first {ids[missing[0]]}"
+        raise UserError(f"{source}: {'; '.join((what, remedy, *notes))}")
 
 
 def describe_classes(table: LabelTable, classes: Sequence[str], limit: int = 12) -> str:

@@ -16,8 +16,9 @@ class Layout:
 
     ids, images: one per image, in the order of `listing`, the file or folder that lists them. classes: the foreground
     names; None where only the labels name them.
-    label_files: where a label file may be; the first that is there counts. annotations: (place, how to read its labels)
-    of what is taken where there is no label file. masks: see MaskFiles. dataset: makes the data set of classes, ids,
+    label_files: where a label file may be; of those that are there, the first that has an image counts for it.
+    annotations: (place, how to read the labels of some images there) of what counts for images that no label file has.
+    masks: see MaskFiles. dataset: makes the data set of classes, ids,
     images, label table and mask files. everything: the ids of all images on the disk, those of other splits included;
     None where that is not known. notes: what the user is to know of how things were found.
     """
@@ -27,7 +28,7 @@ class Layout:
     listing: Path
     classes: tuple[str, ...] | None
     label_files: tuple[Path, ...] = ()
-    annotations: tuple[Path, Callable[[], Labels]] | None = None
+    annotations: tuple[Path, Callable[[Sequence[str]], Labels]] | None = None
     masks: MaskFiles = field(default_factory=lambda: MaskFiles(None))
     dataset: Callable[..., ImageDataset] = ImageDataset
     everything: frozenset[str] | None = None

@@ -1,18 +1,18 @@
-"""Preparing a data set: check every image, build its label file, and if asked for write the images into one tar."""
+"""Preparing a data set: check every image, build its label file where it has no labels, and if asked for write the
+images into one tar."""
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.colours import colours_of, write_indices
-from cosa_fast.data_pipeline.datasets.folder import LABEL_FILES, class_folders
 from cosa_fast.data_pipeline.datasets.instances import find_instances, read_instances
 from cosa_fast.data_pipeline.datasets.labels import (
-    ImageNames,
+    LABEL_FILES,
     Labels,
     encode_labels,
     read_labels,
@@ -22,7 +22,9 @@ from cosa_fast.data_pipeline.datasets.labels import (
 from cosa_fast.data_pipeline.datasets.masks import ignore_index, require_usable, values_in
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
 from cosa_fast.data_pipeline.datasets.packed import require_unique, write_pack
+from cosa_fast.data_pipeline.datasets.sources import in_words
 from cosa_fast.data_pipeline.datasets.subset import masked_part
+from cosa_fast.data_pipeline.datasets.suggestion import suggest
 from cosa_fast.data_pipeline.datasets.synthetic import generate_missing
 from cosa_fast.data_pipeline.datasets.voc import (
     LISTS,
@@ -53,46 +55,54 @@ def prepare(
     workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Check every image of a split, write its label file unless the user has written one, and then the tar of its
-    images if `packed` names one.
+    """Check every image of a split and what labels it has, against the masks too where the user has written them; write
+    the label file, and then the tar of its images if `packed` names one.
 
-    A label file ROOT/labels.json, .csv or .tsv with labels for this split is the user's, and so is a folder for each
-    class: they are checked, against the masks too where there are some, and never replaced. classes.txt is written
-    where only the labels name the classes.
-    source: one of SOURCES; None takes what is there. given: a label file to take the labels from. output: the label
-    file to write (None: ROOT/labels.json); its entries for other images stay.
+    ROOT/labels.json gets the labels that it lacks: of VOC and COCO those of the format's own files, and those that only
+    masks can give; what users write for a folder stays in what they wrote. All are written where source, given or
+    output asks for it. classes.txt is written where only the labels of a folder name the classes.
+    source: one of SOURCES, to take all labels from; None takes what is there. given: a label file to take them from.
+    output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
-    workers: threads that decode. say: is told how labels were understood, counts, what was written and how to train.
-    UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file that cannot be
-    written or holds other labels; or bad images, each named on stderr before.
+    workers: threads that decode. say: is told how labels were understood, counts, where they are from, what was written
+    and how to train. UserError: what `open_dataset` refuses, a source that is not there, images without a label, a file
+    that cannot be written or holds other labels; or bad images, each named on stderr before.
     """
     root = devkit(root) if format == "voc" else root
     if format == "synthetic":
         generate_missing(root)
     if make_list:
         say(f"{build_train_aug(root)}: written")
-    own = None if source or given or output else users_labels(format, root, split)
-    output = output or root / "labels.json"
-    if own is None:
-        require_place(output, "-o")
+    place = output or root / "labels.json"
     if packed is not None:
         require_place(packed, "--pack")
-    dataset = open_dataset(format, root, split, need_labels=own is not None, labels=given, say=say)
-    if own is not None:
-        labels, sizes = check_labels(dataset, workers, say)
-        say(count_labels(dataset.classes, labels))
-        say(f"{own}: your labels, left as they are")
+    dataset = open_dataset(format, root, split, need_labels=False, labels=given, say=say)
+    everything = bool(source or given or output)
+    filled = [] if source else _to_be_filled(root, dataset, given)
+    added = filled if format == "folder" else _not_in(place, dataset)
+    if everything or added:
+        require_place(place, "-o")
+    if source:
+        labels, sizes = collect_labels(root, split, dataset, source, workers)
+        origins: list[Path | str | None] = [source] * len(labels)
     else:
-        labels, sizes = collect_labels(format, root, split, dataset, source, given, workers)
-        kept = write_merged(output, labels)
-        say(count_labels(dataset.classes, labels))
-        say(f"{output}: {counted(len(labels), 'image')} of {split}" + (f", {kept} others kept" if kept else ""))
+        compared = [] if everything else _written_by_the_user(format, dataset)
+        labels, sizes = check_labels(dataset, compared, filled, workers, say)
+        origins = [origin or "masks" for origin in dataset.label_origins]
+    say(count_labels(dataset.classes, labels))
+    written = labels if everything else {dataset.ids[index]: labels[dataset.ids[index]] for index in added}
+    # A training looks for it without being told.
+    known = format != "coco" and place.resolve() == (root / "labels.json").resolve()
+    overruled = _overruled(format, root, split, dataset.classes, labels) if known and (source or given) else ""
+    words = in_words([*dataset.label_places, source or "masks"], origins)
+    use = f"; to use it: data.labels={place}" if everything and not known else ""
+    say(f"labels from {words}; {_write(place, written, split, dataset)}{use}{overruled}")
     if dataset.masks_absent:
         say(f"warning: {dataset.masks_absent}")
     if format == "folder":
         write_classes(root / "classes.txt", dataset.classes, say)
     say(describe_sizes(sizes))
-    say(suggest(format, root, split, len(dataset)))
+    say(suggest(format, root, split, len(dataset), place if use else None))
     if packed is not None:
         say(pack(dataset, split, packed))
 
@@ -113,69 +123,107 @@ def masks_from_colours(format: str, root: Path, split: str, say: Callable[[str],
 
 
 def collect_labels(
-    format: str, root: Path, split: str, dataset: ImageDataset, source: str | None, given: Path | None, workers: int
+    root: Path, split: str, dataset: ImageDataset, source: str, workers: int
 ) -> tuple[Labels, list[Size]]:
-    """The labels of every image of the split, and the images' (width, height); all have been decoded by then. Arguments
-    and UserErrors as in `prepare`.
+    """The labels of every image of the split from a source, one of SOURCES, and the images' (width, height); all have
+    been decoded by then. UserErrors as in `prepare`.
     """
-    source = str(given) if given is not None else source or find_source(format, root, dataset)
     labels, sizes = inspect(dataset, range(len(dataset)) if source == "masks" else (), workers=workers)
-    if given is not None:
-        labels = read_labels(given, dataset.classes, ImageNames(dataset.ids))
-    elif source == "coco":
+    if source == "coco":
         labels = read_instances(find_instances(root, split)[0]).labels
     elif source == "xml":
         labels = read_annotations(root, dataset.ids, dataset.classes)
     elif source == "npy":
-        onehot = _onehot(root)
+        onehot = next((path for path in (root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME) if path.is_file()), None)
         if onehot is None:
             raise UserError(f"{root}: no {ONEHOT_NAME} there or in {LISTS}; give --labels FILE")
-        labels = read_labels(onehot, dataset.classes, ImageNames(dataset.ids))
+        labels = read_labels(onehot, dataset.classes, dataset.known)
     require_labels(encode_labels(labels, dataset.ids, dataset.classes, source), dataset.ids, source)
     return {id: labels[id] for id in dataset.ids}, sizes
 
 
-def users_labels(format: str, root: Path, split: str) -> Path | None:
-    """The label file that the user has written for this split, or the folder whose folders name the classes; None if
-    there is none with a label of one of its images, or if images that it lacks can be added from what else there is.
-    UserError where it cannot be read.
+def check_labels(
+    dataset: ImageDataset, compared: Sequence[int], filled: Sequence[int], workers: int, say: Callable[[str], None]
+) -> tuple[Labels, list[Size]]:
+    """The labels that the set was opened with, those at `filled` as their masks show them, and the images' (width,
+    height), after every image has been decoded. say: is told which labels at `compared` differ from what the mask
+    shows, and of masks that cannot be evaluated. UserError as in `inspect`.
     """
-    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
-    if format == "folder":
-        return path or class_folders(root, split)
-    if path is None or path.suffix != ".json":
-        return None
-    dataset = open_dataset(format, root, split, need_labels=False)
-    known = set(dataset.ids) & set(read_labels(path, None, ImageNames(dataset.ids)))
-    if known and len(known) < len(set(dataset.ids)):
+    shown, sizes = inspect(dataset, {*compared, *filled}, workers=workers)
+    labels = {id: _names(dataset, index) for index, id in enumerate(dataset.ids) if dataset.has_label(index)}
+    if compared:
         try:
-            find_source(format, root, dataset)
-        except UserError:
-            return path
-        return None
-    return path if known else None
-
-
-def check_labels(dataset: ImageDataset, workers: int, say: Callable[[str], None]) -> tuple[Labels, list[Size]]:
-    """The labels that the set was opened with, and the images' (width, height), after every image and mask has been
-    decoded. say: is told of labels that differ from what the mask shows. UserError as in `inspect`.
-    """
-    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
-    shown, sizes = inspect(dataset, masked, workers=workers)
-    labels = {
-        id: tuple(name for name, present in zip(dataset.classes, dataset.labels(index), strict=True) if present)
-        for index, id in enumerate(dataset.ids)
-    }
-    try:
-        masked_part(dataset).check_masks(threads=workers)
-    except UserError as error:  # what is trained on needs none
-        say(f"warning: {error}")
-    differing = [id for index in masked if set(shown[id := dataset.ids[index]]) != set(labels[id])]
+            masked_part(dataset).check_masks(threads=workers)
+        except UserError as error:  # what is trained on needs none
+            say(f"warning: {error}")
+    differing = [id for index in compared if set(shown[id := dataset.ids[index]]) != set(labels[id])]
     if differing:
-        say(f"labels and masks differ on {len(differing)} of {len(masked)} images that have both:")
+        say(f"labels and masks differ on {len(differing)} of {len(compared)} images that have both:")
     for id in differing[:5]:
         say(f"  {id}: the label says {_listing(labels[id])}, the mask {_listing(shown[id])}")
-    return labels, sizes
+    labels.update({dataset.ids[index]: shown[dataset.ids[index]] for index in filled})
+    return {id: labels[id] for id in dataset.ids}, sizes
+
+
+def _to_be_filled(root: Path, dataset: ImageDataset, given: Path | None) -> list[int]:
+    """The images without a label, which their masks can give. UserError for those that have no mask either, and where a
+    label file is to give them all.
+    """
+    missing = [index for index in range(len(dataset)) if not dataset.has_label(index)]
+    bare = missing if given else [index for index in missing if not dataset.has_mask(index)]
+    if len(bare) == len(dataset) and not given:
+        raise UserError(
+            f"{root}: no image labels in {dataset.label_source}, nor masks to take them from; give --labels FILE"
+        )
+    if bare:
+        ids = [dataset.ids[index] for index in bare]
+        where = f"first {ids[0]}" + ("" if given else ", nor a mask to take it from")
+        raise UserError(
+            f"{dataset.label_source}: no label for {len(bare)} of {len(dataset)} images, {where}; add them "
+            "([] in JSON and the word none in a table mean: none of the classes), or take the images off the list"
+        )
+    return missing
+
+
+def _not_in(place: Path, dataset: ImageDataset) -> list[int]:
+    """The images whose labels are not from that file."""
+    return [index for index, origin in enumerate(dataset.label_origins) if origin != place]
+
+
+def _written_by_the_user(format: str, dataset: ImageDataset) -> list[int]:
+    """The images with masks whose labels are in a label file or, of a folder, in the names of folders."""
+    return [
+        index
+        for index, origin in enumerate(dataset.label_origins)
+        if origin is not None and (format == "folder" or origin.name in LABEL_FILES) and dataset.has_mask(index)
+    ]
+
+
+def _write(place: Path, labels: Labels, split: str, dataset: ImageDataset) -> str:
+    """Write the labels where there are any; what was done, in words."""
+    if not labels:
+        return "left as they are, nothing written"
+    kept = write_merged(place, labels, dataset)
+    more = f", {counted(kept, 'other image')} kept in it" if kept else ""
+    return f"written to {place}: {counted(len(labels), 'image')} of {split}{more}"
+
+
+def _overruled(format: str, root: Path, split: str, classes: Sequence[str], labels: Labels) -> str:
+    """Which other labels of the set differ from those to be written to its labels.json, in words; empty if none does,
+    or if they cannot be read.
+    """
+    try:
+        before = open_dataset(format, root, split, need_labels=False, classes=classes)
+    except UserError:
+        return ""
+    differing = {
+        before.ids[index]: origin
+        for index, origin in enumerate(before.label_origins)
+        if origin not in (None, root / "labels.json") and set(_names(before, index)) != set(labels[before.ids[index]])
+    }
+    places = " and ".join(dict.fromkeys(str(origin) for origin in differing.values()))
+    what = f"other labels of {counted(len(differing), 'image')}, first {next(iter(differing), '')}"
+    return f"; it counts before {places}, where there are {what}" if differing else ""
 
 
 def write_classes(path: Path, classes: Sequence[str], say: Callable[[str], None]) -> None:
@@ -191,44 +239,6 @@ def describe_sizes(sizes: Sequence[Size]) -> str:
     ordered = sorted(sizes, key=lambda size: size[0] * size[1])
     low, middle, high = (ordered[index] for index in (0, len(ordered) // 2, -1))
     return f"sizes: from {low[0]}x{low[1]} to {high[0]}x{high[1]}, the middle one {middle[0]}x{middle[1]}"
-
-
-def suggest(format: str, root: Path, split: str, images: int) -> str:
-    """The command that trains on so many images. The schedule is that of PASCAL VOC (12 passes over 10582 images
-    in batches of 4; co-training after 3/16, EMA over 1/20 of it), with 2000 iterations at the least."""
-    iterations = min(80_000, max(2000, round(12 * images / 4000) * 1000))
-    settings = {
-        "data.root": shlex.quote(str(root)),
-        **({} if (format, split) == ("folder", "train") else {"data.train_split": split}),
-        "optim.iterations": iterations,
-        "optim.cotrain_after": iterations * 3 // 16,
-        "optim.warmup": iterations // 20,
-        "optim.batch_size": 4,
-        "optim.lr": "6e-5",
-        "teacher.momentum": round(1 - 20 / iterations, 5),
-        "eval.every": iterations // 8,
-    }
-    recipe = {"synthetic": "demo"}.get(format, format)
-    overrides = " ".join(f"{key}={value}" for key, value in settings.items())
-    text = f"train with: python -m cosa_fast.train {recipe}.yaml {overrides}"
-    if (format, split) == ("folder", "train"):
-        text += f"\nwithout a GPU: python -m cosa_fast.train folder_small.yaml data.root={settings['data.root']}"
-    return text
-
-
-def find_source(format: str, root: Path, dataset: ImageDataset) -> str:
-    """What there is to take labels from, a name of SOURCES: COCO instances, VOC annotations, the one-hot file, else the
-    masks. UserError if there is nothing.
-    """
-    if format == "coco":
-        return "coco"
-    if (root / "Annotations").is_dir():
-        return "xml"
-    if _onehot(root) is not None:
-        return "npy"
-    if dataset.has_masks:
-        return "masks"
-    raise UserError(f"{root}: neither Annotations, {ONEHOT_NAME} nor masks to take labels from; give --labels FILE")
 
 
 def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int = 0) -> tuple[Labels, list[Size]]:
@@ -263,11 +273,13 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
     return dict(zip(dataset.ids, names, strict=True)), list(sizes)
 
 
-def write_merged(output: Path, labels: Labels) -> int:
+def write_merged(output: Path, labels: Labels, dataset: ImageDataset) -> int:
     """Write the label file, keeping the entries of other images that are in it already; returns how many those are.
     UserError if it holds other labels of these images.
     """
-    others = read_labels(output, None) if output.is_file() else {}
+    known = copy(dataset.known)
+    known.complete = False  # the file may be that of other sets, too
+    others = read_labels(output, dataset.classes, known) if output.is_file() else {}
     differing = [id for id, names in others.items() if id in labels and set(names) != set(labels[id])]
     if differing:
         id = differing[0]
@@ -304,5 +316,5 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)) or "none of the classes"
 
 
-def _onehot(root: Path) -> Path | None:
-    return next((path for path in (root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME) if path.is_file()), None)
+def _names(dataset: ImageDataset, index: int) -> tuple[str, ...]:
+    return tuple(name for name, present in zip(dataset.classes, dataset.labels(index), strict=True) if present)

@@ -75,7 +75,7 @@ def find_voc(root: Path, split: str, classes: Sequence[str] | None, pack: Pack |
         listing=list_file(root, split),
         classes=names,
         label_files=(root / "labels.json", root / LISTS / ONEHOT_NAME, root / ONEHOT_NAME),
-        annotations=(root / "Annotations", lambda: read_annotations(root, ids, names)),
+        annotations=(root / "Annotations", lambda some: read_annotations(root, some, names)),
         everything=None if pack else everything,
         masks=_masks(root, rows, everything),
         notes=tuple(notes),
@@ -104,9 +104,20 @@ def list_file(root: Path, split: str) -> Path:
     """The list of a split: of segmentation, else of ImageSets/Main, else ImageSets/SPLIT.txt ("Main/cat_train"); where
     none is there, the first.
     """
-    places = [root / LISTS, root / "ImageSets" / "SegmentationAug", root / "ImageSets" / "Main", root / "ImageSets"]
-    files = [place / f"{split}.txt" for place in places]
+    files = [place / f"{split}.txt" for place in _places(root)]
     return next((file for file in files if file.is_file()), files[0])
+
+
+def splits(root: Path) -> list[str]:
+    """The lists of segmentation; where there are none, those of the other places."""
+    for place in _places(root):
+        if names := sorted(path.stem for path in place.glob("*.txt")):
+            return names
+    return []
+
+
+def _places(root: Path) -> list[Path]:
+    return [root / LISTS, root / "ImageSets" / "SegmentationAug", root / "ImageSets" / "Main", root / "ImageSets"]
 
 
 def read_split(root: Path, split: str) -> tuple[list[Listed], str]:
