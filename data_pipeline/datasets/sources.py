@@ -83,8 +83,10 @@ def in_words(places: Sequence[Path | str], origins: Sequence[Path | str | None])
     used = [place for place in places if counts[place]]
     if len(used) < 2:
         return "".join(map(str, used))
-    first, *others = used
-    shown = [f"{first} ({counts[first]})", *(f"{Path(place).name} ({counts[place]})" for place in others)]
+    names = Counter(Path(place).name for place in used)
+    # The first is shown in full, and so is a place whose name alone does not tell which it is.
+    short = [name if names[name := Path(place).name] == 1 and name else str(place) for place in used[1:]]
+    shown = [f"{name} ({counts[place]})" for name, place in zip([used[0], *short], used, strict=True)]
     return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
