@@ -58,7 +58,8 @@ def _check(asked: Namespace, format: str) -> None:
     if asked.split is None and not _is_done_without(asked) and format != "folder":
         known = ", ".join(splits_of(format, asked.root)) if format in FORMATS else ""
         raise UserError(f"--split: which list of the {format} set? " + (f"there are {known}" if known else _EXAMPLE))
-    if asked.labels is not None and asked.source not in (None, "npy"):
+    npy = asked.source == "npy" and asked.labels is not None and asked.labels.suffix.lower() == ".npy"
+    if asked.labels is not None and asked.source is not None and not npy:
         raise UserError(f"--labels {asked.labels} and --from {asked.source}: which of them? Give one")
     if asked.output is not None:
         require_place(asked.output, "-o")

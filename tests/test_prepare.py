@@ -370,3 +370,39 @@ def test_the_command_for_a_machine_without_gpu_says_where_weights_are_from(
     assert main(["folder", "--root", str(write_folder(tmp_path, "abcd")), "--workers", "0"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("without a GPU: ")]
     assert "model.weights=FILE" in line
+
+
+def test_labels_from_an_npy_file_are_those_of_the_given_one(
+    officially_labelled: Path, tmp_path: Path, lines_of: Callable[..., list[str]]
+) -> None:
+    given = tmp_path / "mine.npy"
+    np.save(given, {id: np.eye(5)[2] for id in ("train_00001", "train_00004", "train_00007")}, allow_pickle=True)
+    assert run(officially_labelled, "--from", "npy", "--labels", str(given), split="three") == 0
+    name = (officially_labelled / "classes.txt").read_text().split()[2]
+    assert set(map(tuple, json.loads((officially_labelled / "labels.json").read_text()).values())) == {(name,)}
+    assert "which of them?" in lines_of("--split", "three", "--from", "npy", "--labels", "labels.csv")[0]
+
+
+def test_records_are_not_rewritten(root: Path, lines_of: Callable[..., list[str]]) -> None:
+    """Their further columns would be lost."""
+    labels = json.loads((root / "labels.json").read_text())
+    records = [{"image": id, "classes": names, "by": "me"} for id, names in labels.items() if id != "train_00001"]
+    text = json.dumps(records)
+    (root / "labels.json").write_text(text)
+    (line,) = lines_of("--split", "train")
+    assert "labels.json: holds records" in line
+    assert "-o FILE" in line
+    assert (root / "labels.json").read_text() == text
+
+
+def test_a_folder_that_cannot_be_written_is_checked_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg")
+    (tmp_path / "labels.csv").write_text("a,big dog\n")
+    (tmp_path / "classes.txt").mkdir()  # no file can be put there
+    assert main(["folder", "--root", str(tmp_path), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert f"warning: {tmp_path}/classes.txt: cannot be written" in out
+    assert """data.classes='["big dog"]'""" in out
+    assert "train with: " in out

@@ -83,8 +83,15 @@ def _is_finished(run: Run) -> bool:
     """Whether the results of its last iteration are there. Damaged ones do not count: a resumed run evaluates anew."""
     with suppress(UserError):
         results = read_json(run.folder.results)
-        return isinstance(results, dict) and results.get("iteration") == run.config.optim.iterations
+        if not isinstance(results, dict) or results.get("iteration") != run.config.optim.iterations:
+            return False
+        scores = [results.get(name, {}) for name in NAMES_IN_FILES.values()]
+        return all(isinstance(own, dict) and all(map(_is_figure, own.values())) for own in scores)
     return False
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _changed(old: Config, new: Config) -> str:

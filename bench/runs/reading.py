@@ -57,6 +57,7 @@ def parse_records(lines: Iterable[str]) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and {"kind", "iteration"} <= record.keys():
-                records.append(record)
+            if isinstance(record, dict):
+                kind, iteration = record.get("kind"), record.get("iteration")
+                records += [record] if isinstance(kind, str) and isinstance(iteration, int) else []
     return records

@@ -113,9 +113,11 @@ def where(records: Sequence[Record]) -> str:
     known = [record["evaluated_on"] for record in records]
     if not known or not all(known):
         return "validation images (how many is not recorded)"
-    places = list(dict.fromkeys(map(described, known)))
-    same = len({(each.get("identity"), each["images"]) for each in known}) == 1
-    return places[0] if same and len(places) == 1 else f"{' or '.join(places)}, not always the same"
+    # Older records know less: what one of them does not say is no difference, and is not said of all.
+    together = {key: value for each in known for key, value in each.items()}
+    if all(each.items() <= together.items() for each in known):
+        return described({key: value for key, value in together.items() if all(key in each for each in known)})
+    return f"{' or '.join(dict.fromkeys(map(described, known)))}, not always the same"
 
 
 def _by_iteration(records: list[Record]) -> list[Record]:

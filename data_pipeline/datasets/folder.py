@@ -52,7 +52,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     by_folder = all("/" in id for id in images) and not (there and names is None)
 
     def of_folders(some: Sequence[str]) -> Labels:
-        ids = images if names is not None or pack is not None else [*images, *_of_other_splits(root, split)]
+        ids = images if names is not None else [*images, *_of_other_splits(root, split)]
         return _folder_labels(ids, names if there else None)
 
     return Layout(

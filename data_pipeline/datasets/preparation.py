@@ -1,6 +1,8 @@
 """Preparing a data set: check every image, build its label file where it has no labels, and if asked for write the
 images into one tar."""
 
+import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -34,8 +36,8 @@ from cosa_fast.data_pipeline.datasets.voc import (
     devkit,
     read_annotations,
 )
-from cosa_fast.errors import UserError, counted
-from cosa_fast.files import require_place, write_text
+from cosa_fast.errors import UserError, counted, first_line
+from cosa_fast.files import read_json, require_place, write_text
 
 Size = tuple[int, int]
 SOURCES = ("masks", "xml", "npy", "coco")
@@ -61,7 +63,8 @@ def prepare(
     ROOT/labels.json gets the labels that it lacks: of VOC and COCO those of the format's own files, and those that only
     masks can give; what users write for a folder stays in what they wrote. All are written where source, given or
     output asks for it. classes.txt is written where only the labels of a folder name the classes.
-    source: one of SOURCES, to take all labels from; None takes what is there. given: a label file to take them from.
+    source: one of SOURCES, to take all labels from; None takes what is there. given: a label file to take them from in
+    place of all that is there.
     output: the label file to write (None: ROOT/labels.json); its entries for other images stay.
     make_list: write VOC's train_aug.txt first.
     workers: threads that decode. say: is told how labels were understood, counts, where they are from, what was written
@@ -74,6 +77,7 @@ def prepare(
     if make_list:
         say(f"{build_train_aug(root)}: written")
     place = output or root / "labels.json"
+    source = None if given else source
     if packed is not None:
         require_place(packed, "--pack")
     dataset = open_dataset(format, root, split, need_labels=False, labels=given, say=say)
@@ -227,10 +231,17 @@ def _overruled(format: str, root: Path, split: str, classes: Sequence[str], labe
 
 
 def write_classes(path: Path, classes: Sequence[str], say: Callable[[str], None]) -> None:
-    """Write the class names, one a line, unless there is such a file; their order is that of the numbers in masks."""
+    """Write the class names, one a line, unless there is such a file; their order is that of the numbers in masks. A
+    training does without: a folder that cannot be written is said, and no more.
+    """
     if path.is_file():
         return
-    write_text(path, "\n".join(classes) + "\n")
+    try:
+        write_text(path, "\n".join(classes) + "\n")
+    except UserError as error:
+        listed = json.dumps(classes, ensure_ascii=False)
+        say(f"warning: {first_line(error)}, or keep the classes with: data.classes={shlex.quote(listed)}")
+        return
     say(f"{path}: {counted(len(classes), 'class name')}; from now on a label that is not among them is refused")
 
 
@@ -275,8 +286,13 @@ def inspect(dataset: ImageDataset, masks: Collection[int] = (), *, workers: int 
 
 def write_merged(output: Path, labels: Labels, dataset: ImageDataset) -> int:
     """Write the label file, keeping the entries of other images that are in it already; returns how many those are.
-    UserError if it holds other labels of these images.
+    UserError if it holds other labels of these images, or records, whose further columns would be lost.
     """
+    if output.is_file() and isinstance(read_json(output), list):
+        raise UserError(
+            f"{output}: holds records, which may say more than the labels; it is left as it is: add the labels of "
+            f"{counted(len(labels), 'image')} to it, or write another file with -o FILE"
+        )
     known = copy(dataset.known)
     known.complete = False  # the file may be that of other sets, too
     others = read_labels(output, dataset.classes, known) if output.is_file() else {}

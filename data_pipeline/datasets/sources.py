@@ -83,8 +83,13 @@ def in_words(places: Sequence[Path | str], origins: Sequence[Path | str | None])
     used = [place for place in places if counts[place]]
     if len(used) < 2:
         return "".join(map(str, used))
-    first, *others = used
-    shown = [f"{first} ({counts[first]})", *(f"{Path(place).name} ({counts[place]})" for place in others)]
+    names = Counter(Path(place).name for place in used)
+    shown = []
+    for number, place in enumerate(used):
+        # The first is shown in full, and so is a place whose name alone does not tell which it is.
+        name = Path(place).name
+        tells = number > 0 and name and names[name] == 1
+        shown.append(f"{name if tells else place} ({counts[place]})")
     return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 

@@ -197,6 +197,15 @@ def test_logs_without_the_number_of_images_leave_it_to_the_observations(run: Pat
     assert where(records) == "validation images (how many is not recorded)"
 
 
+def test_older_records_differ_in_nothing_that_they_do_not_say() -> None:
+    """A run that was begun by an older version and resumed has records of both."""
+    known = {"images": 8, "of": 50, "split": "val", "identity": "x"}
+    assert where([{"evaluated_on": {"images": 8}}, {"evaluated_on": known}]) == "8 images"
+    assert where([{"evaluated_on": known}, {"evaluated_on": known}]) == "8 of 50 images of val"
+    others = [{"evaluated_on": known}, {"evaluated_on": known | {"identity": "y"}}]
+    assert where(others) == "8 of 50 images of val, not always the same"
+
+
 def test_every_figure_is_there_and_drawn(page: Page) -> None:
     drawn = {alt.partition(".")[0] for source, alt in page.pictures if "svg" in source[:20]}
     assert drawn == FIGURES

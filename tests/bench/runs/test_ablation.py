@@ -245,7 +245,7 @@ def test_a_row_that_is_trained_anew_leaves_the_tables_at_once(stand_in: LoadMatr
     assert missing == [["csc_off, seed 1"], []]
 
 
-@pytest.mark.parametrize("left", ["", "[]", "{}", '{"iteration": 3}'])
+@pytest.mark.parametrize("left", ["", "[]", '{"iteration": 3}', '{"iteration": 6, "teacher": [1]}'])
 def test_damaged_results_are_made_anew(left: str, stand_in: LoadMatrix, tmp_path: Path) -> None:
     run = stand_in("paper").runs[0]
     assert ablate_in(tmp_path) == 0

@@ -10,6 +10,8 @@ from PIL import Image
 
 from cosa_fast.data_pipeline.datasets.base import ImageDataset
 from cosa_fast.data_pipeline.datasets.opening import open_dataset
+from cosa_fast.data_pipeline.datasets.packed import write_pack
+from cosa_fast.data_pipeline.datasets.sources import in_words
 from cosa_fast.data_pipeline.datasets.voc import CLASSES
 from cosa_fast.errors import UserError
 
@@ -102,3 +104,16 @@ def test_classes_that_folders_name_are_those_of_all_splits(tmp_path: Path) -> No
     assert open_dataset("folder", root, "some").classes == ("cat", "dog")
     root = write_folder(tmp_path / "b", "train/cat/a.jpg", "train/dog/b.jpg", "val/cat/c.jpg", "test/unknown/d.jpg")
     assert open_dataset("folder", root, "val").classes == ("cat", "dog")
+
+
+def test_a_pack_changes_no_classes(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, "train/cat/a.jpg", "val/fox/b.jpg")
+    write_pack(root / "train.tar", [("cat/a.jpg", (root / "train/cat/a.jpg").read_bytes())])
+    assert open_dataset("folder", root, "train", pack=root / "train.tar").classes == ("cat", "fox")
+
+
+def test_places_are_told_apart_in_words() -> None:
+    first, second = Path("set/ImageSets/onehot.npy"), Path("set/onehot.npy")
+    assert in_words([first, second], [first, second, second]) == f"{first} (1) and {second} (2)"
+    file, here = Path("labels.json"), Path(".")
+    assert in_words([file, here], [file, here]) == "labels.json (1) and . (1)", "--root . with folders of classes"
