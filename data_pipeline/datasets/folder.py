@@ -48,7 +48,7 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
     there = [name for name in LABEL_FILES if (root / name).is_file()]
     if len(there) > 1 and there[0] != LABEL_FILES[0]:
         raise UserError(f"{root}: holds {' and '.join(there)}; keep one of them, or name it with data.labels=...")
-    everything = None if pack is not None else _everything(root)
+    known = {} if pack is not None else _names(root, split, images)
     by_folder = all("/" in id for id in images) and not (there and names is None)
 
     def of_folders(some: Sequence[str]) -> Labels:
@@ -62,8 +62,9 @@ def find_folder(root: Path, split: str, classes: Sequence[str] | None, pack: Pac
         classes=names,
         label_files=tuple(root / name for name in LABEL_FILES),
         annotations=(_folder_of(root, split), of_folders) if by_folder else None,
-        masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=everything or ()),
-        everything=everything,
+        masks=find_masks([root / "masks" / split, root / "masks"], list(images), others=known),
+        everything=frozenset(known.values()) or None,
+        aliases=known,
         notes=() if split == "train" or _is_named(root, split) else (f"all {counted(len(images), 'image')} of {root}",),
     )
 
@@ -147,12 +148,23 @@ def _of_other_splits(root: Path, split: str) -> Iterator[str]:
                 yield from (id for id in find_images(root, name, None) if "/" in id)
 
 
-def _everything(root: Path) -> frozenset[str]:
-    """The ids of all images, those of other splits included."""
+def _names(root: Path, split: str, images: dict[str, Path]) -> dict[str, str]:
+    """Path -> id of all images, those of other splits included: the paths from the folder of their split, from images/
+    and from ROOT, without suffix. An image that is not of this split has the path from the nearest folder above both as
+    its id.
+    """
     base = root / "images" if (root / "images").is_dir() else root
     splits = _split_folders(root)
-    folders = [base, *(base / name for name in splits if (base / name).is_dir()), *(root / name for name in splits)]
-    return frozenset(_id(name) for folder in folders if folder.is_dir() for name in _image_names(folder))
+    folders = [base, *(base / name for name in splits), *(root / name for name in splits)]
+    own = {path: id for id, path in images.items()}
+    above = (_folder_of(root, split), base, root)
+    known = {id: id for id in images}
+    for folder in filter(Path.is_dir, folders):
+        for path in (folder / name for name in _image_names(folder)):
+            paths = [_id(path.relative_to(place).as_posix()) for place in above if path.is_relative_to(place)]
+            for name in (*paths, _id(path.relative_to(folder).as_posix())):
+                known.setdefault(name, own.get(path, paths[0]))
+    return known
 
 
 def _split_folders(root: Path) -> list[str]:

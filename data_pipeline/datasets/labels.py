@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,26 +47,31 @@ class LabelTable:
 
 
 class ImageNames:
-    """Finds the image that a label file means: by its id, with or without folder, suffix and the same case.
+    """Finds the image that a label file means: by its id, with more or fewer folders, suffix or none, in any case.
 
-    ids: of the images that are known. complete: whether there are no others, so that any other name is a slip.
+    ids: of the images that are known. aliases: other paths of theirs, without suffix, with their ids. complete: whether
+    there are no other images, so that any other name is a slip.
     """
 
-    def __init__(self, ids: Collection[str] = (), *, complete: bool = False) -> None:
+    def __init__(
+        self, ids: Collection[str] = (), aliases: Mapping[str, str] = MappingProxyType({}), *, complete: bool = False
+    ) -> None:
         self.complete = complete and bool(ids)
         self._ids = set(ids)
+        self._exact = {**aliases, **{id: id for id in ids}}
         self._numbers: dict[tuple[str, int], list[str]] | None = None
         self._short: dict[str, set[str]] = {}
-        for id in self._ids:
-            for form in {id.lower(), id.rpartition("/")[2].lower()}:
+        for name, id in self._exact.items():
+            for form in {name.lower(), id.rpartition("/")[2].lower()}:
                 self._short.setdefault(form, set()).add(id)
 
     def find(self, name: str) -> str | None:
         """The id, or None. UserError where several images have that name, in other folders or another case."""
         plain = _without_suffix(name.strip().replace("\\", "/").removeprefix("./"))
-        if plain in self._ids:
-            return plain
-        for form in (plain, plain.rpartition("/")[2]):
+        parts = plain.split("/")
+        for form in ("/".join(parts[start:]) for start in range(len(parts))):
+            if form in self._exact and (form == plain or "/" in form):
+                return self._exact[form]
             found = self._short.get(form.lower(), set())
             if len(found) > 1 and "/" not in form:
                 exact = [id for id in found if id.rpartition("/")[2] == form]

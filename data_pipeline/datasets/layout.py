@@ -1,6 +1,6 @@
 """Where the parts of a split are: what each format finds, and what finding them takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,10 @@ class Layout:
     names; None where only the labels name them.
     label_files: where a label file may be; of those that are there, the first that has an image counts for it.
     annotations: (place, how to read the labels of some images there) of what counts for images that no label file has.
-    masks: see MaskFiles. dataset: makes the data set of classes, ids,
-    images, label table and mask files. everything: the ids of all images on the disk, those of other splits included;
-    None where that is not known. notes: what the user is to know of how things were found.
+    masks: see MaskFiles. dataset: makes the data set of classes, ids, images, label table and mask files.
+    everything: the ids of all images on the disk, those of other splits included; None where that is not known.
+    aliases: other paths of these images, without suffix, with their ids. notes: what the user is to know of how things
+    were found.
     """
 
     ids: list[str]
@@ -32,6 +33,7 @@ class Layout:
     masks: MaskFiles = field(default_factory=lambda: MaskFiles(None))
     dataset: Callable[..., ImageDataset] = ImageDataset
     everything: frozenset[str] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

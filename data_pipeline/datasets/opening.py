@@ -79,7 +79,7 @@ def open_dataset(
     if say is not None:
         for note in layout.notes:
             say(f"{split}: {note}")
-    known = ImageNames(layout.everything or layout.ids, complete=layout.everything is not None)
+    known = ImageNames(layout.everything or layout.ids, layout.aliases, complete=layout.everything is not None)
     sources = read_sources(layout, given, known, say)
     if need_labels and not sources.places:
         command = f"python -m cosa_fast.prepare --format {format} --root {root} --split {split}"

@@ -178,6 +178,38 @@ def test_folder_takes_images_labels_and_classes_from_the_files(folder: Path) -> 
     assert open_dataset("folder", folder, "val").ids == ("b",)
 
 
+@pytest.mark.parametrize("images", ["", "images/"])
+@pytest.mark.parametrize("inside", ["", "set1/"])
+@pytest.mark.parametrize("form", ["{split}/{name}.jpg", "images/{split}/{name}", "/old/place/{split}/{name}.JPG"])
+def test_label_files_name_images_by_any_part_of_their_path(images: str, inside: str, form: str, tmp_path: Path) -> None:
+    """Also where two splits have an image of the same name."""
+    rows = []
+    for split, names in (("train", ("same", "t")), ("val", ("same", "v"))):
+        (tmp_path / images / split / inside).mkdir(parents=True)
+        for name in names:
+            TILE.save(tmp_path / images / split / inside / f"{name}.jpg")
+            label = f"of {split}" if name == "same" else name
+            rows.append(form.format(split=split, name=inside + name) + f",{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "classes.txt").write_text("of train\nof val\nt\nv\n")
+    for split, expected in (("train", [0, 2]), ("val", [1, 3])):
+        dataset = open_dataset("folder", tmp_path, split)
+        assert dataset.ids == (f"{inside}same", f"{inside}{split[0]}")
+        assert [int(dataset.labels(index).argmax()) for index in (0, 1)] == expected
+
+
+def test_a_short_name_is_no_second_image(tmp_path: Path) -> None:
+    """With folders inside those of splits, an image has several paths, and is one image."""
+    for path in ("train/s1/a", "train/s2/b", "val/s1/c"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        TILE.save(tmp_path / f"{path}.jpg")
+    (tmp_path / "labels.csv").write_text("a.jpg,cat\nb.jpg,dog\nc.jpg,cat\n")
+    assert open_dataset("folder", tmp_path, "train").labels(1).tolist() == [0, 1]
+    assert open_dataset("folder", tmp_path, "val").labels(0)[0] == 1
+    TILE.save(tmp_path / "train/s2/a.jpg")
+    assert "'a.jpg' may be s1/a or s2/a; write the folder too" in refusal("folder", tmp_path, "train")
+
+
 def test_all_is_every_image_of_a_folder(folder: Path) -> None:
     """Beside lists, too; but not of folders that are splits, whose images would be taken for classes."""
     everything = open_dataset("folder", folder, "train").ids
