@@ -45,7 +45,7 @@ def test_ms_yaml_leaves_what_every_run_leaves(
         assert word not in out, word
     folder = RunFolder(tmp_path / "runs/ms")
     results = json.loads(folder.results.read_text())
-    assert results.keys() == {"iteration", "teacher"}
+    assert results.keys() == {"iteration", "evaluated_on", "teacher"}
     assert not [key for key in results["teacher"] if "cam" in key]
     assert "cannot be drawn" not in folder.report.read_text()
     assert folder.gallery.exists()
